@@ -1,0 +1,1 @@
+"""Layers that more than one architecture uses, or that a reader would look for by name."""

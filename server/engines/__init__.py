@@ -1,0 +1,48 @@
+"""Runtimes, one file each. An engine runs a batch; it knows nothing of pictures, queues or HTTP.
+
+To add one: write the file, add one `case` to `load_engine`, which imports it on demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from server.errors import UnsupportedModelFile
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class Engine(Protocol):
+    """What the scheduler runs."""
+
+    @property
+    def name(self) -> str:
+        """The runtime and its device, as in `seg_model_info`: `onnxruntime-cpu`."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """`images` (B, h, w, 3) uint8 and `sizes` (B, 2) int32 to the outputs, each (B, ...). Called by one thread."""
+
+    def close(self) -> None:
+        """Free the device; `run` is not called again."""
+
+
+def load_engine(path: Path, threads: int) -> Engine:
+    """Open a model file with the runtime its suffix asks for.
+
+    Args:
+        threads: cores one run may use.
+
+    Raises:
+        UnsupportedModelFile: no runtime for it here, or the runtime refuses the file.
+    """
+    match path.suffix:
+        case ".onnx":
+            from server.engines.onnxruntime_cpu import OnnxRuntimeCpu
+
+            return OnnxRuntimeCpu(path, threads)
+        case suffix:
+            raise UnsupportedModelFile(f"Could not open {path.name}: no runtime for '{suffix}' here.")

@@ -1,0 +1,40 @@
+"""Errors as `application/problem+json` (RFC 9457), one shape for all of them.
+
+{"type": "about:blank", "title": "Overloaded", "status": 503, "detail": "620 ms of work wait; ...",
+ "code": "overloaded", "request_id": "9f0c...", "retry_after_ms": 120}
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import orjson
+
+from server.errors import MethodNotAllowed, RequestError, ServiceError
+
+PROBLEM_TYPE = b"application/problem+json"
+
+
+def problem(error: RequestError | ServiceError, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the answer to an error."""
+    content: dict[str, Any] = {
+        "type": "about:blank",
+        "title": re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).capitalize(),
+        "status": error.status,
+        "detail": str(error),
+        "code": error.code,
+        "request_id": request_id,
+    }
+    headers = [(b"content-type", PROBLEM_TYPE)]
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if error.status == 503:
+        content["retry_after_ms"] = math.ceil(1000 * (retry_after_s or 0.0))
+        headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s or 0.0))).encode()))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allow.encode()))
+    if error.code in ("body_too_large", "request_timeout", "draining"):
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    body = orjson.dumps(content)
+    return error.status, [*headers, (b"content-length", str(len(body)).encode())], body

@@ -1,0 +1,166 @@
+"""`manifest.json`: the promise beside the model file, and the bundle folder it describes.
+
+    bundles/nuclei/1/
+        manifest.json       this
+        model.onnx          the graph
+        golden/             a small input and what the graph makes of it
+
+A bundle is intact when every file it lists has the sha256 it states and no path leads outside the folder. A sha256 does
+not prove where a file came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from server.errors import BadManifest, HashMismatch
+from server.masks import AnyMasks
+from server.preprocess import InputSpec
+
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "manifest.json"
+GOLDEN_FILE = "golden/sample.npz"
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ClassName(_Strict):
+    """One class; `id` is the COCO category id that answers carry."""
+
+    id: int = Field(ge=0)
+    name: str = Field(min_length=1, max_length=200)
+
+
+class TensorSpec(_Strict):
+    """One output of the graph; a string in `shape` is a free axis."""
+
+    name: str
+    dtype: Literal["float32", "int32", "uint8"]
+    shape: list[int | str]
+
+
+class Defaults(_Strict):
+    """What a request gets that does not ask."""
+
+    score_threshold: float = Field(ge=0.0, le=1.0)
+
+
+class Golden(_Strict):
+    """How closely an engine must reproduce the golden sample."""
+
+    origin: Literal["pytorch", "onnxruntime-cpu"]
+    tolerance: dict[str, float] = Field(description="largest absolute error per '<engine>/<precision>'")
+
+
+class ParityRun(_Strict):
+    """PyTorch against the exported graph at one batch size."""
+
+    batch: int
+    input_size: tuple[int, int]
+    largest_error: dict[str, float] = Field(description="per output, absolute")
+    alone_error: float = Field(description="row i of the batch against the image alone, absolute, all outputs")
+
+
+class Parity(_Strict):
+    reference: str
+    engine: str
+    tolerance: float
+    runs: list[ParityRun]
+
+
+class Manifest(_Strict):
+    schema_version: Literal[1]
+    name: Name
+    version: int = Field(ge=1)
+    input: InputSpec
+    masks: AnyMasks
+    classes: list[ClassName] = Field(min_length=1, description="in label order")
+    outputs: list[TensorSpec]
+    max_batch: int = Field(ge=1)
+    precision: Literal["fp32", "fp16", "int8"]
+    defaults: Defaults
+    golden: Golden
+    files: dict[str, Sha256]
+    provenance: dict[str, Any]
+    parity: Parity
+    accuracy: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Manifest:
+        names = {output.name for output in self.outputs}
+        if names != set(self.masks.legend):
+            raise ValueError(f"outputs {sorted(names)} are not those of kind '{self.masks.kind}'")
+        for key in ("id", "name"):
+            values = [getattr(entry, key) for entry in self.classes]
+            if len(set(values)) != len(values):
+                raise ValueError(f"two classes share one {key}")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A manifest and the folder whose files it vouches for."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle; nothing in it is executed.
+
+    Raises:
+        BadManifest: `manifest.json` is missing, malformed, or lists a path outside the folder.
+        HashMismatch: a file is missing or differs from its sha256.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadManifest(f"{folder} holds no {MANIFEST_FILE}; write a bundle with 'python -m export'") from None
+    except ValueError as error:
+        raise BadManifest(f"{path} is not JSON: {error}") from None
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BadManifest(f"{path}: {where}: {first['msg']} ({error.error_count()} in all)") from None
+    if (folder.parent.name, folder.name) != (manifest.name, str(manifest.version)):
+        found = f"{folder.parent.name}/{folder.name}"
+        raise BadManifest(
+            f"{path} says {manifest.name}/{manifest.version} but lies in {found}; move or export it again"
+        )
+    for needed in (MODEL_FILE, GOLDEN_FILE):
+        if needed not in manifest.files:
+            raise BadManifest(f"{path}: files does not list {needed}")
+    for name, promised in manifest.files.items():
+        _check_file(folder, name, promised)
+    return Bundle(folder, manifest)
+
+
+def _check_file(folder: Path, name: str, promised: str) -> None:
+    path = folder / name
+    inside = path.resolve().is_relative_to(folder.resolve())
+    if not inside or path.is_symlink():
+        raise BadManifest(f"{folder}: '{name}' leads outside the bundle; only plain files inside it are served")
+    if not path.is_file():
+        raise HashMismatch(f"{path} is missing; the bundle is incomplete, copy or export it again")
+    found = sha256_of(path)
+    if found != promised:
+        raise HashMismatch(f"{path} has sha256 {found[:12]}..., the manifest says {promised[:12]}...; export it again")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

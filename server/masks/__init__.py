@@ -1,0 +1,13 @@
+"""Mask representations, one file each; `AnyMasks` is what a manifest may say under `masks`.
+
+To add one: write the file, add its class to the union.
+"""
+
+from __future__ import annotations
+
+from server.masks.base import Masks, Outputs, bind
+from server.masks.center_offsets import CenterOffsetMasks
+
+AnyMasks = CenterOffsetMasks
+
+__all__ = ["AnyMasks", "CenterOffsetMasks", "Masks", "Outputs", "bind"]

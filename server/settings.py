@@ -1,0 +1,63 @@
+"""Every setting of the server: a flag (`--max-wait-ms`) and a variable (`MASKSERVE_MAX_WAIT_MS`), declared once.
+
+`Settings` stops at `create_app`: inside, values are handed over one by one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Serve segmentation bundles over HTTP: POST an image to /v1/segment, get COCO run-length masks.
+
+    Every flag is also a variable: --max-wait-ms is MASKSERVE_MAX_WAIT_MS. A flag wins over its variable.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="MASKSERVE_",
+        cli_prog_name="python -m server",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        extra="forbid",
+        frozen=True,
+    )
+
+    bundles: Path = Field(Path("bundles"), description="folder of bundles, <model>/<version>/manifest.json")
+    default_model: str | None = Field(None, description="what /v1/segment means when several models are loaded")
+    host: str = Field("127.0.0.1", description="address to bind; 0.0.0.0 lets other machines in")
+    port: int = Field(8000, ge=0, le=65535, description="port to bind; 0 picks a free one")
+    threads: Annotated[int, Field(ge=0)] = Field(
+        0, description="cores for the engine and the codecs; 0 takes what the container grants. Turn it when sharing"
+    )
+    max_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images per engine run, at most the bundle's. Lower it for latency, or when memory is short",
+    )
+    max_batch_megapixels: float = Field(
+        1.1,
+        gt=0,
+        description="input megapixels per engine run; bounds memory and wait, raise it on a GPU. One image always fits",
+    )
+    max_wait_ms: float = Field(
+        500.0, gt=0, description="predicted wait in the queue, milliseconds, above which a request is refused with 503"
+    )
+    queue_limit: int = Field(
+        64,
+        ge=1,
+        description="requests inside at once (reading, decoding, waiting, running); more get 503. Bounds memory",
+    )
+    max_body_mb: float = Field(32.0, gt=0, description="request body, megabytes (10^6 bytes); more gets 413")
+    max_megapixels: float = Field(50.0, gt=0, description="image size, megapixels; more gets 413 before decoding")
+    max_response_mb: float = Field(64.0, gt=0, description="answer, megabytes (10^6 bytes); above it instances are cut")
+    header_timeout_s: float = Field(10.0, gt=0, description="seconds for a client to send its headers, else 408")
+    body_timeout_s: float = Field(30.0, gt=0, description="seconds for a client to send its body, else 408")
+    keep_alive_s: float = Field(15.0, gt=0, description="seconds an idle connection is kept")
+    drain_s: float = Field(30.0, gt=0, description="seconds that SIGTERM gives to requests already accepted")

@@ -1,0 +1,369 @@
+"""The HTTP contract, in process, on an engine that draws three discs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
+from starlette.testclient import TestClient
+
+from server import images
+from server.http.app import create_app
+from server.settings import Settings
+from server.stages import STAGES
+from tests.server.fakes import FakeLoader
+
+Open = Callable[..., TestClient]
+
+
+def png(width: int = 60, height: int = 40, grey: int = 128) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (grey, grey, grey)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def loader() -> FakeLoader:
+    return FakeLoader()
+
+
+@pytest.fixture
+def open_client(tiny_bundle: Path, loader: FakeLoader) -> Iterator[Open]:
+    """A running application with the given settings."""
+    opened: list[TestClient] = []
+
+    def opening(**changes: Any) -> TestClient:
+        settings = Settings.model_validate({"bundles": tiny_bundle.parent.parent, "threads": 2} | changes)
+        client = TestClient(create_app(settings, loader), raise_server_exceptions=False)
+        client.__enter__()
+        opened.append(client)
+        if loader.may_load.is_set():
+            wait_until(lambda: client.get("/readyz").json()["models"]["tiny/1"]["state"] != "loading")
+        return client
+
+    yield opening
+    loader.engine.free.set()
+    loader.may_load.set()
+    for client in opened:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(open_client: Open) -> TestClient:
+    return open_client()
+
+
+def wait_until(condition: Callable[[], bool], patience_s: float = 10.0) -> None:
+    until = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.005)
+
+
+def is_ready(client: TestClient) -> bool:
+    return bool(client.get("/readyz").status_code == 200)
+
+
+def metric(client: TestClient, name: str, **labels: str) -> float:
+    """Sum of the series of one metric that carry these labels."""
+    total = 0.0
+    for line in client.get("/metrics").text.splitlines():
+        if re.match(rf"{name}[{{ ]", line) and all(f'{key}="{value}"' in line for key, value in labels.items()):
+            total += float(line.rsplit(" ", 1)[1])
+    return total
+
+
+def assert_problem(response: Any, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    content = response.json()
+    assert {"type", "title", "status", "detail", "code", "request_id"} <= content.keys()
+    assert (content["status"], content["code"]) == (status, code)
+    assert content["request_id"] == response.headers["x-request-id"]
+    assert not re.search(r"Traceback|/some/|\.py|0x[0-9a-f]{6}", response.text)
+    return content
+
+
+def test_an_image_goes_in_and_coco_masks_come_out(client: TestClient) -> None:
+    response = client.post("/v1/segment?score_threshold=0.1", content=png(60, 40))
+    assert response.status_code == 200
+    answer = response.json()
+    assert (answer["model"], answer["version"]) == ("tiny", "1")
+    assert answer["image"] == {"width": 60, "height": 40}
+    assert answer["truncated"] is False
+    assert answer["batch_size"] == 1
+    assert len(answer["instances"]) == 3
+    scores = [instance["score"] for instance in answer["instances"]]
+    assert scores == sorted(scores, reverse=True)
+    for instance in answer["instances"]:
+        assert (instance["category_id"], instance["category"]) == (1, "blob")
+        assert instance["segmentation"]["size"] == [40, 60]
+        mask = coco_mask.decode(instance["segmentation"])
+        assert mask.sum() == instance["area"] > 0
+        rows, columns = np.nonzero(mask)
+        x, y, width, height = instance["bbox"]
+        assert (x, y) == (columns.min(), rows.min())
+        assert (x + width, y + height) == (columns.max() + 1, rows.max() + 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/segment", "/v1/models/tiny/segment", "/v1/models/tiny/versions/1/segment"])
+def test_all_three_paths_lead_to_the_model(client: TestClient, path: str) -> None:
+    assert len(client.post(path, content=png()).json()["instances"]) == 3
+
+
+def test_the_threshold_filters_and_the_default_is_the_models(client: TestClient) -> None:
+    every = client.post("/v1/segment?score_threshold=0", content=png()).json()["instances"]
+    fewer = client.post(f"/v1/segment?score_threshold={every[1]['score']}", content=png()).json()["instances"]
+    default = client.post("/v1/segment", content=png()).json()["instances"]
+    assert [i["score"] for i in fewer] == [i["score"] for i in every[:2]]
+    assert default == [i for i in every if i["score"] >= 0.5]
+    assert client.post("/v1/segment?score_threshold=1", content=png()).json()["instances"] == []
+
+
+def test_max_instances_keeps_the_best_and_says_that_it_cut(client: TestClient) -> None:
+    every = client.post("/v1/segment", content=png()).json()
+    best = client.post("/v1/segment?max_instances=1", content=png()).json()
+    assert best["instances"] == every["instances"][:1]
+    assert best["truncated"] is True
+    assert client.post("/v1/segment?max_instances=3", content=png()).json()["truncated"] is False
+
+
+def test_classes_choose_and_unknown_ones_are_refused(client: TestClient) -> None:
+    assert len(client.post("/v1/segment?classes=blob,1", content=png()).json()["instances"]) == 3
+    problem = assert_problem(client.post("/v1/segment?classes=cat", content=png()), 422, "bad_parameter")
+    assert "cat" in problem["detail"]
+    assert "blob" in problem["detail"]
+
+
+def test_masks_none_leaves_the_masks_out(client: TestClient) -> None:
+    answer = client.post("/v1/segment?masks=none", content=png()).json()
+    assert len(answer["instances"]) == 3
+    assert all("segmentation" not in instance for instance in answer["instances"])
+
+
+def test_an_answer_over_the_limit_is_cut_and_says_so(open_client: Open) -> None:
+    answer = open_client(max_response_mb=0.0005).post("/v1/segment", content=png()).json()
+    assert 0 < len(answer["instances"]) < 3
+    assert answer["truncated"] is True
+
+
+def test_timing_is_told_in_the_body_and_in_the_header(client: TestClient) -> None:
+    response = client.post("/v1/segment", content=png())
+    timing = response.json()["timing_ms"]
+    assert list(timing) == [*STAGES[:-1], "total"]
+    assert sum(timing[stage] for stage in STAGES[:-1]) == pytest.approx(timing["total"], abs=0.01)
+    assert re.findall(r"(\w+);dur=[\d.]+", response.headers["server-timing"]) == list(STAGES)
+
+
+def test_a_callers_request_id_is_kept_when_it_is_harmless(client: TestClient) -> None:
+    for sent, kept in (("order-66_a.b", True), ("a" * 128, True), ("a" * 129, False), ("a b", False), ('"', False)):
+        got = client.post("/v1/segment", content=png(), headers={"x-request-id": sent}).headers["x-request-id"]
+        assert (got == sent) is kept
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", got)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "status", "code"),
+    [
+        ("/v1/segment", b"", 400, "bad_image"),
+        ("/v1/segment", b"hello, this is no picture", 400, "bad_image"),
+        ("/v1/segment", png()[:-30], 400, "truncated_image"),
+        ("/v1/segment?max_instances=0", png(), 422, "bad_parameter"),
+        ("/v1/segment?mask=rle", png(), 422, "bad_parameter"),
+        ("/v1/segment?masks=rle&masks=none", png(), 422, "bad_parameter"),
+        ("/v1/models/none/segment", png(), 404, "unknown_model"),
+        ("/v1/models/..%2f..%2fetc/segment", png(), 404, "not_found"),
+        ("/v1/models/tiny/versions/2/segment", png(), 404, "unknown_version"),
+        ("/v1/models/tiny/versions/one/segment", png(), 404, "unknown_version"),
+        ("/v1/segments", png(), 404, "not_found"),
+    ],
+)
+def test_what_the_caller_can_fix_is_told_as_a_problem(
+    client: TestClient, path: str, content: bytes, status: int, code: str
+) -> None:
+    assert_problem(client.post(path, content=content), status, code)
+
+
+def test_another_method_is_refused_with_those_allowed(client: TestClient) -> None:
+    response = client.get("/v1/segment")
+    assert_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("media", ["application/json", "multipart/form-data; boundary=x"])
+def test_bodies_of_kinds_not_taken_are_refused_by_name(client: TestClient, media: str) -> None:
+    problem = assert_problem(
+        client.post("/v1/segment", content=b"{}", headers={"content-type": media}), 415, "unsupported_media"
+    )
+    assert media.split(";")[0] in problem["detail"]
+
+
+def test_a_wrong_content_type_is_not_believed(client: TestClient) -> None:
+    response = client.post("/v1/segment", content=png(), headers={"content-type": "image/jpeg"})
+    assert response.status_code == 200
+
+
+def test_a_body_over_the_limit_is_refused_with_and_without_its_length(open_client: Open) -> None:
+    client = open_client(max_body_mb=0.01)
+    response = client.post("/v1/segment", content=b"x" * 10_001)
+    problem = assert_problem(response, 413, "body_too_large")
+    assert "0.01 MB" in problem["detail"]
+    assert response.headers["connection"] == "close"
+    assert_problem(client.post("/v1/segment", content=(b"x" * 1000 for _ in range(11))), 413, "body_too_large")
+    assert_problem(client.post("/v1/segment", content=b"x" * 10_000), 400, "bad_image")
+
+
+def test_an_image_over_the_limit_is_refused_from_its_header(open_client: Open) -> None:
+    client = open_client(max_megapixels=0.01)
+    assert_problem(client.post("/v1/segment", content=png(101, 100)), 413, "image_too_large")
+    assert client.post("/v1/segment", content=png(100, 100)).status_code == 200
+
+
+def test_an_engine_error_is_ours_and_tells_nothing_of_the_inside(client: TestClient, loader: FakeLoader) -> None:
+    response = client.post("/v1/segment", content=png(grey=loader.engine.poison))
+    assert_problem(response, 500, "engine_failed")
+    assert "secret" not in response.text
+    assert client.post("/v1/segment", content=png()).status_code == 200
+
+
+def test_a_bug_is_answered_as_a_problem_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(payload: bytes, max_pixels: int) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(images, "decode", broken)
+    response = client.post("/v1/segment", content=png())
+    assert_problem(response, 500, "internal")
+    assert "secret" not in response.text
+
+
+def test_a_deadline_that_passes_is_a_504(client: TestClient, loader: FakeLoader) -> None:
+    loader.engine.delay_s = 0.5
+    began = time.monotonic()
+    assert_problem(client.post("/v1/segment?timeout_ms=100", content=png()), 504, "deadline_exceeded")
+    assert time.monotonic() - began < 0.45
+
+
+def test_too_many_at_once_get_503_with_the_time_to_come_back(open_client: Open, loader: FakeLoader) -> None:
+    client = open_client(queue_limit=2)
+    loader.engine.free.clear()
+    with ThreadPoolExecutor(2) as pool:
+        held = [pool.submit(client.post, "/v1/segment", content=png())]
+        loader.engine.started.wait(10)
+        held.append(pool.submit(client.post, "/v1/segment", content=png()))
+        wait_until(lambda: metric(client, "seg_queue_depth") == 1)
+        response = client.post("/v1/segment", content=png())
+        problem = assert_problem(response, 503, "overloaded")
+        assert int(response.headers["retry-after"]) >= 1
+        assert problem["retry_after_ms"] >= 0
+        loader.engine.free.set()
+        assert [h.result().status_code for h in held] == [200, 200]
+    assert client.post("/v1/segment", content=png()).status_code == 200
+    assert metric(client, "seg_rejected_total", reason="overloaded") == 1
+
+
+def test_nothing_is_served_before_it_is_proven(open_client: Open, loader: FakeLoader) -> None:
+    loader.may_load.clear()
+    client = open_client()
+    assert client.get("/livez").status_code == 200
+    ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["models"]["tiny/1"]["state"] == "loading"
+    response = client.post("/v1/segment", content=png())
+    assert_problem(response, 503, "not_ready")
+    assert response.headers["retry-after"] == "1"
+    assert metric(client, "seg_model_ready") == 0
+    loader.may_load.set()
+    wait_until(lambda: client.get("/readyz").status_code == 200)
+    assert metric(client, "seg_model_ready") == 1
+    assert client.post("/v1/segment", content=png()).status_code == 200
+
+
+def test_a_bundle_that_does_not_load_is_told_by_readyz_without_paths(
+    tiny_bundle: Path, tmp_path: Path, loader: FakeLoader
+) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "tiny" / "1")
+    (tmp_path / "tiny" / "1" / "model.onnx").write_bytes(b"damaged")
+    with TestClient(create_app(Settings.model_validate({"bundles": tmp_path}), loader)) as client:
+        wait_until(lambda: client.get("/readyz").json()["models"]["tiny/1"]["state"] == "failed")
+        ready = client.get("/readyz")
+        assert ready.status_code == 503
+        assert "HashMismatch" in ready.text
+        assert str(tmp_path) not in ready.text
+        assert_problem(client.post("/v1/segment", content=png()), 503, "not_ready")
+
+
+def test_several_models_need_a_name_or_a_default(tiny_bundle: Path, tmp_path: Path, loader: FakeLoader) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / name / "1"
+        shutil.copytree(tiny_bundle, folder)
+        manifest = json.loads((folder / "manifest.json").read_text()) | {"name": name}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    for default, status in ((None, 422), ("two", 200)):
+        settings = Settings.model_validate({"bundles": tmp_path, "default_model": default})
+        with TestClient(create_app(settings, loader)) as client:
+            wait_until(partial(is_ready, client))
+            response = client.post("/v1/segment", content=png())
+            assert response.status_code == status
+            if default is None:
+                assert "one, two" in assert_problem(response, 422, "bad_parameter")["detail"]
+            else:
+                assert response.json()["model"] == "two"
+            assert client.post("/v1/models/one/segment", content=png()).json()["model"] == "one"
+
+
+def test_models_are_listed_with_state_defaults_and_manifest(client: TestClient) -> None:
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["name"], model["version"], model["state"]) == ("tiny", "1", "ready")
+    assert model["defaults"] == {"score_threshold": 0.5}
+    assert model["manifest"]["masks"]["kind"] == "center_offsets"
+    assert client.get("/v1/models/tiny").json()["models"] == [model]
+    assert_problem(client.get("/v1/models/none"), 404, "unknown_model")
+
+
+def test_the_metrics_count_what_happened(client: TestClient) -> None:
+    for _ in range(3):
+        client.post("/v1/segment", content=png())
+    client.post("/v1/segment", content=b"no picture")
+    client.post("/v1/models/zzz/segment", content=png())
+    assert metric(client, "seg_requests_total", model="tiny", status="200") == 3
+    assert metric(client, "seg_requests_total", model="tiny", status="400") == 1
+    assert metric(client, "seg_requests_total", model="", status="404") == 1
+    assert metric(client, "seg_failures_total", code="bad_image") == 1
+    assert metric(client, "seg_images_total") == 3
+    assert metric(client, "seg_instances_sum") == 9
+    assert metric(client, "seg_image_pixels_sum") == 3 * 60 * 40
+    assert metric(client, "seg_batch_size_count") == 3
+    assert metric(client, "seg_engine_busy_seconds_total") > 0
+    assert metric(client, "seg_model_info", kind="center_offsets", engine="fake", precision="fp32") == 1
+    assert metric(client, "seg_queue_limit") == 64
+    for stage in STAGES:
+        assert metric(client, "seg_stage_seconds_count", model="tiny", stage=stage) >= 3
+    total = metric(client, "seg_request_seconds_sum")
+    assert metric(client, "seg_stage_seconds_sum") == pytest.approx(total)
+    assert "zzz" not in client.get("/metrics").text
+
+
+def test_the_engine_is_closed_with_the_application(tiny_bundle: Path, loader: FakeLoader) -> None:
+    settings = Settings.model_validate({"bundles": tiny_bundle.parent.parent})
+    with TestClient(create_app(settings, loader)) as client:
+        wait_until(partial(is_ready, client))
+        assert not loader.engine.closed
+    assert loader.engine.closed
+
+
+def test_openapi_names_every_parameter(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    named = {p["name"] for p in document["paths"]["/v1/segment"]["post"]["parameters"]}
+    assert named == {"score_threshold", "max_instances", "classes", "masks", "timeout_ms"}

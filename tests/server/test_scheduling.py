@@ -1,0 +1,330 @@
+"""The scheduler, with integers as pictures: pixel (0, 0) of a job is its number, and its answer must carry it back."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from server.errors import DeadlineExceeded, Draining, EngineFailed, ModelOutputInvalid, Overloaded
+from server.scheduling import Observer, Scheduler
+
+SIDE = 4
+
+
+class Engine:
+    """Answers every picture with its own number; can be held, fail on a number, or answer NaN for one."""
+
+    def __init__(self, poison: set[int] | None = None, nan: set[int] | None = None, delay_s: float = 0.0) -> None:
+        self.batches: list[list[int]] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.started = threading.Event()
+        self._poison, self._nan, self._delay_s = poison or set(), nan or set(), delay_s
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        numbers = [int(image[0, 0, 0]) for image in inputs["images"]]
+        self.batches.append(numbers)
+        self.started.set()
+        assert self.free.wait(10)
+        time.sleep(self._delay_s)
+        if self._poison & set(numbers):
+            raise RuntimeError("poisoned")
+        answers = np.array([[np.nan if n in self._nan else n] for n in numbers], np.float32)
+        return {"answer": answers}
+
+
+def picture(number: int, side: int = SIDE) -> NDArray[np.uint8]:
+    return np.full((side, side, 3), number, np.uint8)
+
+
+def scheduler_of(engine: Engine, **changes: Any) -> Scheduler:
+    options: dict[str, Any] = {"max_batch": 4, "max_batch_pixels": 10**6, "max_queue": 100, "max_wait_s": 60.0}
+    return Scheduler(engine.run, **(options | changes))
+
+
+async def ask(scheduler: Scheduler, number: int, side: int = SIDE, deadline: float | None = None) -> int:
+    answer = await scheduler.submit(picture(number, side), (side, side), deadline)
+    return int(answer.outputs["answer"][0])
+
+
+def run(story: Callable[[], Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(story(), 20))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sides=st.lists(st.sampled_from([4, 8]), min_size=1, max_size=30),
+    max_batch=st.integers(1, 6),
+    max_pixels=st.sampled_from([1, 64, 200]),
+)
+def test_each_submitter_gets_its_own_answer_once_and_no_batch_is_too_large_or_mixed(
+    sides: list[int], max_batch: int, max_pixels: int
+) -> None:
+    engine = Engine()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=max_batch, max_batch_pixels=max_pixels)
+        answers = await asyncio.gather(*(ask(scheduler, i, side) for i, side in enumerate(sides)))
+        assert answers == list(range(len(sides)))
+        await scheduler.close(5)
+
+    run(story)
+    assert sorted(n for batch in engine.batches for n in batch) == list(range(len(sides)))
+    for batch in engine.batches:
+        assert len(batch) <= max_batch
+        assert len({sides[n] for n in batch}) == 1
+        assert len(batch) == 1 or sum(sides[n] ** 2 for n in batch) <= max_pixels
+
+
+def test_an_idle_engine_takes_what_comes_at_once_and_a_waiting_batch_keeps_growing() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine)
+        first = asyncio.create_task(ask(scheduler, 0))
+        await asyncio.to_thread(engine.started.wait, 5)
+        rest = []
+        for number in (1, 2, 3):
+            rest.append(asyncio.create_task(ask(scheduler, number)))
+            await asyncio.sleep(0.01)
+        engine.free.set()
+        assert await asyncio.gather(first, *rest) == [0, 1, 2, 3]
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[0], [1, 2, 3]]
+
+
+def test_the_oldest_job_decides_the_shape_of_the_next_batch() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine)
+        tasks = [asyncio.create_task(ask(scheduler, 0))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        for number, side in ((1, 8), (2, 4), (3, 8), (4, 4)):
+            tasks.append(asyncio.create_task(ask(scheduler, number, side)))
+            await asyncio.sleep(0)
+        engine.free.set()
+        await asyncio.gather(*tasks)
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[0], [1, 3], [2, 4]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(culprits=st.sets(st.integers(0, 7), max_size=3))
+def test_a_poisoned_picture_fails_alone(culprits: set[int]) -> None:
+    engine = Engine(poison=culprits)
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=8)
+        tasks = [asyncio.create_task(ask(scheduler, 100))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        tasks += [asyncio.create_task(ask(scheduler, number)) for number in range(8)]
+        await asyncio.sleep(0)
+        engine.free.set()
+        answers = (await asyncio.gather(*tasks, return_exceptions=True))[1:]
+        for number, answer in enumerate(answers):
+            if number in culprits:
+                assert isinstance(answer, EngineFailed)
+            else:
+                assert answer == number
+        await scheduler.close(5)
+
+    run(story)
+
+
+def test_nan_fails_only_the_picture_it_belongs_to() -> None:
+    engine = Engine(nan={1})
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine)
+        tasks = [asyncio.create_task(ask(scheduler, number)) for number in range(3)]
+        await asyncio.sleep(0)
+        engine.free.set()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert answers[0] == 0
+        assert answers[2] == 2
+        assert isinstance(answers[1], ModelOutputInvalid)
+        await scheduler.close(5)
+
+    run(story)
+
+
+def test_a_job_that_finds_the_engine_idle_is_never_refused_for_slowness() -> None:
+    engine = Engine()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_wait_s=1e-9, pace_s=1000.0)
+        assert await ask(scheduler, 5) == 5
+        await scheduler.close(5)
+
+    run(story)
+
+
+def test_a_predicted_wait_over_the_limit_is_refused_with_the_time_until_it_fits() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_wait_s=3.0, pace_s=2.0 / SIDE**2)  # two seconds a picture
+        tasks = [asyncio.create_task(ask(scheduler, 0))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        tasks.append(asyncio.create_task(ask(scheduler, 1)))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as caught:
+            await ask(scheduler, 2)
+        assert caught.value.retry_after_s == pytest.approx(1.0, abs=0.3)
+        engine.free.set()
+        assert await asyncio.gather(*tasks) == [0, 1]
+        await scheduler.close(5)
+
+    run(story)
+
+
+def test_a_full_queue_refuses() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_queue=2)
+        tasks = [asyncio.create_task(ask(scheduler, 0))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        tasks += [asyncio.create_task(ask(scheduler, number)) for number in (1, 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await ask(scheduler, 3)
+        engine.free.set()
+        assert await asyncio.gather(*tasks) == [0, 1, 2]
+        await scheduler.close(5)
+
+    run(story)
+
+
+def test_a_deadline_that_passes_in_the_queue_never_reaches_the_engine() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine)
+        first = asyncio.create_task(ask(scheduler, 0))
+        await asyncio.to_thread(engine.started.wait, 5)
+        late = asyncio.create_task(ask(scheduler, 1, deadline=time.perf_counter() + 0.05))
+        await asyncio.sleep(0.1)
+        engine.free.set()
+        assert await first == 0
+        with pytest.raises(DeadlineExceeded):
+            await late
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[0]]
+
+
+def test_a_deadline_that_cannot_be_met_fails_at_once() -> None:
+    engine = Engine()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, pace_s=1.0)
+        with pytest.raises(DeadlineExceeded):
+            await ask(scheduler, 0, deadline=time.perf_counter() + 1.0)
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == []
+
+
+def test_an_abandoned_job_leaves_before_the_engine() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine)
+        first = asyncio.create_task(ask(scheduler, 0))
+        await asyncio.to_thread(engine.started.wait, 5)
+        gone = asyncio.create_task(ask(scheduler, 1))
+        stays = asyncio.create_task(ask(scheduler, 2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        engine.free.set()
+        assert list(await asyncio.gather(first, stays)) == [0, 2]
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[0], [2]]
+
+
+def test_closing_runs_what_waits_and_refuses_what_comes() -> None:
+    engine = Engine(delay_s=0.02)
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=1)
+        tasks = [asyncio.create_task(ask(scheduler, number)) for number in range(5)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(scheduler.close(5))
+        await asyncio.sleep(0)
+        with pytest.raises(Draining):
+            await ask(scheduler, 9)
+        assert await asyncio.gather(*tasks) == [0, 1, 2, 3, 4]
+        await closing
+
+    run(story)
+
+
+def test_closing_has_a_limit_and_nobody_is_left_waiting() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=1)
+        tasks = [asyncio.create_task(ask(scheduler, number)) for number in range(3)]
+        await asyncio.to_thread(engine.started.wait, 5)
+        await scheduler.close(0.05)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(answer, Draining) for answer in answers)
+        engine.free.set()
+
+    run(story)
+
+
+def test_the_observer_hears_of_batches_depth_and_waste() -> None:
+    engine = Engine()
+    engine.free.clear()
+    heard: dict[str, list[float]] = {"batch": [], "depth": [], "wasted": []}
+    observer = Observer(
+        batch=lambda size, busy_s: heard["batch"].append(size),
+        depth=lambda waiting: heard["depth"].append(waiting),
+        wasted=lambda: heard["wasted"].append(1),
+    )
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, observer=observer)
+        gone = asyncio.create_task(ask(scheduler, 0))
+        await asyncio.to_thread(engine.started.wait, 5)
+        stays = asyncio.create_task(ask(scheduler, 1))
+        await asyncio.sleep(0)
+        gone.cancel()
+        engine.free.set()
+        assert await stays == 1
+        await scheduler.close(5)
+
+    run(story)
+    assert heard["batch"] == [1, 1]
+    assert max(heard["depth"]) == 1
+    assert heard["depth"][-1] == 0
+    assert heard["wasted"] == [1]
