@@ -1,0 +1,1 @@
+"""The recipes of the bundled models, each reproducible from one command."""

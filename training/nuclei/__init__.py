@@ -1,0 +1,1 @@
+"""Nuclei in microscopy pictures (BBBC038): `python -m training.nuclei --help`."""
