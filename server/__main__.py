@@ -42,8 +42,8 @@ def main() -> int:
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_keep_alive=int(settings.keep_alive_s),
-        timeout_graceful_shutdown=int(settings.drain_s),
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.drain_s,
     )
 
     def drain() -> None:

@@ -18,7 +18,6 @@ import orjson
 from numpy.typing import NDArray
 
 from server import images
-from server.errors import DeadlineExceeded
 from server.formats import FORMATS
 from server.geometry import Frame
 from server.manifest import Manifest
@@ -66,28 +65,19 @@ class Pipeline:
         self._max_pixels = max_pixels
         self._max_response_bytes = max_response_bytes
 
-    async def segment(self, model: Served, payload: bytes, parameters: Parameters, stages: Stages) -> Result:
+    async def segment(
+        self, model: Served, payload: bytes, parameters: Parameters, stages: Stages, deadline: float | None
+    ) -> Result:
         """
+        Args:
+            deadline: on the clock of `stages`; the scheduler refuses what cannot meet it.
+
         Raises:
             RequestError, ServiceError: as the tree in `server.errors` says.
         """
-        if parameters.timeout_ms is None:
-            return await self._line(model, payload, parameters, stages, None)
-        deadline = stages.began + parameters.timeout_ms / 1000
-        try:
-            async with asyncio.timeout(deadline - stages.clock()):
-                return await self._line(model, payload, parameters, stages, deadline)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"no answer within timeout_ms={parameters.timeout_ms:g}", retry_after_s=0.0
-            ) from None
-
-    async def _line(
-        self, model: Served, payload: bytes, parameters: Parameters, stages: Stages, deadline: float | None
-    ) -> Result:
         manifest, scheduler = model.ready()
         labels = chosen_labels(parameters.classes, manifest.classes)
-        placed = await self._in_thread(_decode_and_place, payload, self._max_pixels, manifest.input)
+        placed = await self._in_thread(_decode_and_place, payload, self._max_pixels, manifest.input, stages.clock)
         stages.mark("decode", placed.decoded)
         stages.mark("preprocess", placed.placed)
         answer = await scheduler.submit(placed.tensor, placed.frame.content, deadline)
@@ -105,9 +95,8 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
 
-def _decode_and_place(payload: bytes, max_pixels: int, spec: InputSpec) -> Placed:
+def _decode_and_place(payload: bytes, max_pixels: int, spec: InputSpec, clock: Callable[[], float]) -> Placed:
     """One hop for both, so that the full-size picture lives no longer than it must."""
-    clock = Stages().clock
     image = images.decode(payload, max_pixels)
     decoded = clock()
     tensor, frame = place(image, spec)

@@ -59,5 +59,5 @@ class Settings(BaseSettings):
     max_response_mb: float = Field(64.0, gt=0, description="answer, megabytes (10^6 bytes); above it instances are cut")
     header_timeout_s: float = Field(10.0, gt=0, description="seconds for a client to send its headers, else 408")
     body_timeout_s: float = Field(30.0, gt=0, description="seconds for a client to send its body, else 408")
-    keep_alive_s: float = Field(15.0, gt=0, description="seconds an idle connection is kept")
-    drain_s: float = Field(30.0, gt=0, description="seconds that SIGTERM gives to requests already accepted")
+    keep_alive_s: int = Field(15, ge=1, description="seconds an idle connection is kept")
+    drain_s: int = Field(30, ge=1, description="seconds that SIGTERM gives to requests already accepted")

@@ -15,7 +15,7 @@ def describe(segment: Segment, classes: Sequence[ClassName]) -> dict[str, Any]:
     return {
         "category_id": entry.id,
         "category": entry.name,
-        "score": round(segment.score, 6),
+        "score": segment.score,
         "bbox": [x1, y1, x2 - x1, y2 - y1],
         "area": segment.area,
     }

@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from server.errors import UnknownModel, UnsupportedMedia
+from server.errors import DeadlineExceeded, UnknownModel, UnsupportedMedia
 from server.http.body import read_body
 from server.http.envelope import Record
 from server.http.gate import Gate
 from server.metrics import Metrics
 from server.parameters import Parameters, parse_parameters
-from server.pipeline import Pipeline
+from server.pipeline import Pipeline, Result
 from server.repository import Repository, Served
 
 T = TypeVar("T")
@@ -112,17 +112,29 @@ async def _segment(context: Context, request: Request, name: str | None, version
     media = request.headers.get("content-type", "").lower()
     if media.startswith(NOT_YET):
         raise UnsupportedMedia(f"'{media[:80]}' bodies are not taken; send the picture's bytes as they are")
+    deadline = None if parameters.timeout_ms is None else record.stages.began + parameters.timeout_ms / 1000
+    try:
+        async with asyncio.timeout(None if deadline is None else deadline - record.stages.clock()):
+            result = await _answer(context, request, model, parameters, deadline)
+    except TimeoutError:
+        raise DeadlineExceeded(f"no answer within timeout_ms={parameters.timeout_ms:g}", retry_after_s=0.0) from None
+    record.pixels, record.instances = result.pixels, result.instances
+    timing = f"{record.stages.server_timing()}, encode;dur={record.stages.since_mark() * 1000:.3f}"
+    return Response(result.body, media_type="application/json", headers={"server-timing": timing})
+
+
+async def _answer(
+    context: Context, request: Request, model: Served, parameters: Parameters, deadline: float | None
+) -> Result:
+    """Through the gate, the body off the wire, down the line."""
+    record: Record = request.scope["record"]
     with context.gate.enter():
         _, scheduler = model.ready()
         scheduler.check_admission()
         payload = await read_body(request.scope, request.receive, context.max_body_bytes, context.body_timeout_s)
         record.stages.mark("receive")
-        work = context.pipeline.segment(model, payload, parameters, record.stages)
-        del payload
-        result = await _unless_client_goes(work, request.receive)
-    record.pixels, record.instances = result.pixels, result.instances
-    timing = f"{record.stages.server_timing()}, encode;dur={record.stages.since_mark() * 1000:.3f}"
-    return Response(result.body, media_type="application/json", headers={"server-timing": timing})
+        work = context.pipeline.segment(model, payload, parameters, record.stages, deadline)
+        return await _unless_client_goes(work, request.receive)
 
 
 async def _unless_client_goes(work: Awaitable[T], receive: Receive) -> T:

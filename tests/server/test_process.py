@@ -86,6 +86,16 @@ def test_a_body_that_never_ends_gets_a_408(impatient: int) -> None:
     assert b"3 bytes came" in answer
 
 
+def test_the_callers_deadline_covers_the_sending_of_the_body(impatient: int) -> None:
+    with socket.create_connection(("127.0.0.1", impatient)) as sock:
+        sock.sendall(b"POST /v1/segment?timeout_ms=100 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
+        sock.settimeout(0.45)  # the body would have 0.5 s
+        answer = b""
+        while b'"code":"deadline_exceeded"' not in answer:
+            answer += sock.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 504 ")
+
+
 def test_an_announced_body_over_the_limit_is_refused_before_it_is_sent(impatient: int) -> None:
     with socket.create_connection(("127.0.0.1", impatient)) as sock:
         sock.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000001\r\n\r\n")
