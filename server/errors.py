@@ -5,6 +5,8 @@
     │   ├── BadRequest          400 bad_request
     │   ├── BadImage            400 bad_image
     │   ├── TruncatedImage      400 truncated_image
+    │   ├── Unauthorized        401 unauthorized
+    │   ├── Forbidden           403 forbidden
     │   ├── UnknownModel        404 unknown_model
     │   ├── UnknownVersion      404 unknown_version
     │   ├── NotFound            404 not_found
@@ -12,8 +14,10 @@
     │   ├── RequestTimeout      408 request_timeout
     │   ├── BodyTooLarge        413 body_too_large
     │   ├── ImageTooLarge       413 image_too_large
+    │   ├── TooManyImages       413 too_many_images
     │   ├── UnsupportedMedia    415 unsupported_media
-    │   └── BadParameter        422 bad_parameter
+    │   ├── BadParameter        422 bad_parameter
+    │   └── RateLimited         429 rate_limited, with Retry-After
     ├── ServiceError            the caller can try again
     │   ├── EngineFailed        500 engine_failed
     │   ├── ModelOutputInvalid  500 model_output_invalid
@@ -27,7 +31,8 @@
         ├── ShapeMismatch
         ├── HashMismatch
         ├── GoldenMismatch
-        └── UnsupportedModelFile
+        ├── UnsupportedModelFile
+        └── BadKeys
 
 A message says what, what was expected, what came, what to do next. It reaches the client as it is, so it never holds a
 path, an address or the text of a library.
@@ -63,6 +68,32 @@ class TruncatedImage(RequestError):
     """The picture ends too early; it is never half-answered."""
 
     code = "truncated_image"
+
+
+class Unauthorized(RequestError):
+    """Keys are configured, and this request has none or a wrong one."""
+
+    status, code = 401, "unauthorized"
+
+
+class Forbidden(RequestError):
+    """The key is good, but not for this."""
+
+    status, code = 403, "forbidden"
+
+
+class RateLimited(RequestError):
+    """This caller's quota is used up.
+
+    Args:
+        retry_after_s: seconds until the quota holds one request again.
+    """
+
+    status, code = 429, "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class UnknownModel(RequestError):
@@ -101,6 +132,10 @@ class ImageTooLarge(RequestError):
     """More pixels than the limit; told from the header, before decoding."""
 
     status, code = 413, "image_too_large"
+
+
+class TooManyImages(RequestError):
+    status, code = 413, "too_many_images"
 
 
 class UnsupportedMedia(RequestError):
@@ -182,6 +217,10 @@ class HashMismatch(StartupError):
 
 class GoldenMismatch(StartupError):
     """The engine does not reproduce the bundle's golden sample."""
+
+
+class BadKeys(StartupError):
+    """The file of keys cannot be used."""
 
 
 class UnsupportedModelFile(StartupError):

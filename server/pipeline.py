@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from server import images
@@ -35,9 +34,9 @@ INSTANCE_BYTES = 200  # what an instance takes in the answer besides its mask, r
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An image's answer as JSON, and what the metrics want to know of it."""
+    """An image's answer, ready for JSON, and what the metrics want to know of it."""
 
-    body: bytes
+    content: dict[str, Any]
     pixels: int
     instances: int
 
@@ -66,10 +65,17 @@ class Pipeline:
         self._max_response_bytes = max_response_bytes
 
     async def segment(
-        self, model: Served, payload: bytes, parameters: Parameters, stages: Stages, deadline: float | None
+        self,
+        model: Served,
+        payload: bytes,
+        parameters: Parameters,
+        stages: Stages,
+        deadline: float | None,
+        admit: Callable[[], None],
     ) -> Result:
         """
         Args:
+            admit: asked once more before the engine's queue, since others came while this image was decoded.
             deadline: on the clock of `stages`; the scheduler refuses what cannot meet it.
 
         Raises:
@@ -77,21 +83,22 @@ class Pipeline:
         """
         manifest, scheduler = model.ready()
         labels = chosen_labels(parameters.classes, manifest.classes)
-        placed = await self._in_thread(_decode_and_place, payload, self._max_pixels, manifest.input, stages.clock)
+        placed = await self.in_thread(_decode_and_place, payload, self._max_pixels, manifest.input, stages.clock)
         stages.mark("decode", placed.decoded)
         stages.mark("preprocess", placed.placed)
+        admit()
         answer = await scheduler.submit(placed.tensor, placed.frame.content, deadline)
         stages.mark("queue", answer.began)
         stages.mark("inference", answer.ended)
         build = _Build(manifest, placed.frame, answer, parameters, labels, self._max_response_bytes)
-        content, masks_done = await self._in_thread(_render, build, stages.clock)
+        content, masks_done = await self.in_thread(_render, build, stages.clock)
         stages.mark("masks", masks_done)
         content |= {"timing_ms": stages.milliseconds(), "batch_size": answer.batch_size}
-        body = await self._in_thread(orjson.dumps, content)
         height, width = placed.frame.size
-        return Result(body, height * width, len(content["instances"]))
+        return Result(content, height * width, len(content["instances"]))
 
-    async def _in_thread(self, work: Callable[..., T], *args: Any) -> T:
+    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
+        """Compute in the codec pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
 
 

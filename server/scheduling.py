@@ -72,7 +72,7 @@ class Scheduler:
         max_batch: images in a batch.
         max_batch_pixels: input pixels in a batch, so that big pictures do not multiply memory; one image always fits.
         max_queue: jobs that may wait.
-        max_wait_s: a job whose predicted wait is longer is refused; one that finds the engine idle never is.
+        max_wait_s: `check_admission` refuses when a job would wait longer; never when the engine is idle.
         pace_s: seconds per input pixel to believe until a run has been measured.
     """
 
@@ -118,20 +118,23 @@ class Scheduler:
         return running + sum(job.pixels for job in self._waiting) * self._pace_s
 
     def check_admission(self) -> None:
-        """Would a job be taken now? Cheap: asked before a body is read, and again by `submit`.
+        """Should a request be let in now? Cheap: asked before a body is read, and again when it is decoded.
 
         Raises:
             Draining: shutting down.
             Overloaded: the queue is full, or the predicted wait is too long.
         """
-        if self._closing:
-            raise Draining("the server is shutting down; try another one or come back", retry_after_s=1.0)
+        self._check_room()
         wait = self.predicted_wait_s()
-        if len(self._waiting) >= self._max_queue:
-            raise Overloaded(f"{len(self._waiting)} images wait, the limit", retry_after_s=wait)
         if wait > self._max_wait_s:
             limit = f"{wait * 1000:.0f} ms of work wait; the limit is {self._max_wait_s * 1000:.0f} ms"
             raise Overloaded(f"{limit} (MASKSERVE_MAX_WAIT_MS)", retry_after_s=wait - self._max_wait_s)
+
+    def _check_room(self) -> None:
+        if self._closing:
+            raise Draining("the server is shutting down; try another one or come back", retry_after_s=1.0)
+        if len(self._waiting) >= self._max_queue:
+            raise Overloaded(f"{len(self._waiting)} images wait, the limit", retry_after_s=self.predicted_wait_s())
 
     async def submit(
         self, tensor: NDArray[np.uint8], content: tuple[int, int], deadline: float | None = None
@@ -144,11 +147,11 @@ class Scheduler:
             deadline: on the scheduler's clock; a job that cannot meet it fails at once, without running.
 
         Raises:
-            Overloaded, Draining: not taken.
+            Overloaded, Draining: no room, or shutting down.
             DeadlineExceeded: the deadline passed in the queue, or is sure to.
             EngineFailed, ModelOutputInvalid: this image failed.
         """
-        self.check_admission()
+        self._check_room()
         job = _Job(tensor, content, deadline)
         if deadline is not None:
             needed = self.predicted_wait_s() + job.pixels * self._pace_s

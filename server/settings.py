@@ -55,8 +55,10 @@ class Settings(BaseSettings):
         description="requests inside at once (reading, decoding, waiting, running); more get 503. Bounds memory",
     )
     max_body_mb: float = Field(32.0, gt=0, description="request body, megabytes (10^6 bytes); more gets 413")
+    max_images: int = Field(16, ge=1, le=1000, description="images in one request; more get 413")
     max_megapixels: float = Field(50.0, gt=0, description="image size, megapixels; more gets 413 before decoding")
     max_response_mb: float = Field(64.0, gt=0, description="answer, megabytes (10^6 bytes); above it instances are cut")
+    keys: Path | None = Field(None, description="JSON file of keys that callers need; without it everybody may ask")
     header_timeout_s: float = Field(10.0, gt=0, description="seconds for a client to send its headers, else 408")
     body_timeout_s: float = Field(30.0, gt=0, description="seconds for a client to send its body, else 408")
     keep_alive_s: int = Field(15, ge=1, description="seconds an idle connection is kept")

@@ -9,6 +9,7 @@ the last mark belongs to the stage it was in.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 
@@ -20,9 +21,14 @@ class Stages:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self.began = clock()
-        self._last = self.began
+        self.began = self.last = clock()
         self.seconds: dict[str, float] = {}
+
+    def fork(self) -> Stages:
+        """Another clock with the same history: each picture of a request goes its own way after `receive`."""
+        other = copy.copy(self)
+        other.seconds = dict(self.seconds)
+        return other
 
     @property
     def current(self) -> str:
@@ -34,26 +40,26 @@ class Stages:
         if stage != self.current or stage in self.seconds:
             raise RuntimeError(f"stage '{stage}' after {list(self.seconds)}. This is a bug in the pipeline.")
         now = self.clock() if at is None else at
-        self.seconds[stage] = now - self._last
-        self._last = now
+        self.seconds[stage] = now - self.last
+        self.last = now
 
     def since_mark(self) -> float:
         """Seconds since the last mark: the stage that runs now, so far."""
-        return self.clock() - self._last
+        return self.clock() - self.last
 
     def close(self) -> float:
         """End the request; the time since the last mark goes to the stage it was in. Returns its seconds in all."""
         now = self.clock()
         current = self.current
-        self.seconds[current] = self.seconds.get(current, 0.0) + now - self._last
-        self._last = now
+        self.seconds[current] = self.seconds.get(current, 0.0) + now - self.last
+        self.last = now
         return now - self.began
 
     def milliseconds(self) -> dict[str, float]:
         """The stages so far, and their sum as `total`, for `timing_ms`."""
         timing = {stage: round(seconds * 1000, 3) for stage, seconds in self.seconds.items()}
-        return timing | {"total": round((self._last - self.began) * 1000, 3)}
+        return timing | {"total": round((self.last - self.began) * 1000, 3)}
 
-    def server_timing(self) -> str:
-        """The `Server-Timing` header (W3C): `receive;dur=0.3, decode;dur=1.9, ...`."""
-        return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.seconds.items())
+    def server_timing(self) -> list[str]:
+        """The entries of a `Server-Timing` header (W3C): `receive;dur=0.3`, `decode;dur=1.9`, ..."""
+        return [f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in self.seconds.items()]

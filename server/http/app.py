@@ -26,7 +26,9 @@ from server.cores import usable_cores
 from server.errors import BadRequest, MethodNotAllowed, NotFound
 from server.http.envelope import Envelope
 from server.http.gate import Gate
+from server.http.keys import Guard, read_keys
 from server.http.routes import Context, create_router
+from server.http.segmenting import Limits, Segmenting
 from server.metrics import Metrics
 from server.pipeline import Pipeline
 from server.repository import Loaded, Repository, Served, load
@@ -43,6 +45,7 @@ def create_app(settings: Settings, load: Callable[[Path, int], Loaded] = load) -
 
     Raises:
         BadManifest: there is no bundle to serve.
+        BadKeys: the file of keys cannot be used.
     """
     repository = Repository(settings.bundles, settings.default_model)
     metrics = Metrics()
@@ -65,7 +68,7 @@ def create_app(settings: Settings, load: Callable[[Path, int], Loaded] = load) -
             loaded.engine.run,
             max_batch=min(settings.max_batch or manifest.max_batch, manifest.max_batch),
             max_batch_pixels=int(settings.max_batch_megapixels * 1e6),
-            max_queue=settings.queue_limit,
+            max_queue=settings.queue_limit * settings.max_images,
             max_wait_s=settings.max_wait_ms / 1000,
             pace_s=loaded.pace_s,
             observer=Observer(batch=ran, depth=depth.set, wasted=wasted.inc),
@@ -73,7 +76,7 @@ def create_app(settings: Settings, load: Callable[[Path, int], Loaded] = load) -
         model.loaded, model.state, model.reason = loaded, "ready", "golden sample reproduced"
         metrics.model_info.labels(*key, manifest.masks.kind, loaded.engine.name, manifest.precision).set(1)
         metrics.model_ready.labels(*key).set(1)
-        metrics.queue_limit.labels(*key).set(settings.queue_limit)
+        metrics.queue_limit.labels(*key).set(settings.queue_limit * settings.max_images)
         log.info("model %s/%s is ready on %s with %d threads", *key, loaded.engine.name, threads)
 
     async def load_all(loader: ThreadPoolExecutor) -> None:
@@ -103,9 +106,12 @@ def create_app(settings: Settings, load: Callable[[Path, int], Loaded] = load) -
             model.state, model.reason = "closed", "the server is shutting down"
 
     app = FastAPI(title="maskserve", version="0.1.0", docs_url=None, redoc_url=None, lifespan=lifespan)
-    context = Context(repository, pipeline, metrics, gate, int(settings.max_body_mb * 1e6), settings.body_timeout_s)
-    app.include_router(create_router(context))
-    app.add_middleware(Envelope, metrics=metrics)
+    limits = Limits(int(settings.max_body_mb * 1e6), settings.body_timeout_s, settings.max_images)
+    segmenting = Segmenting(repository, pipeline, gate, limits)
+    app.include_router(create_router(Context(repository, segmenting, metrics, gate)))
+    if settings.keys is not None:
+        app.add_middleware(Guard, keys=read_keys(settings.keys))
+    app.add_middleware(Envelope, metrics=metrics)  # last added, outermost
     app.add_exception_handler(HTTPException, _router_error)
     app.state.gate = gate
     return app

@@ -27,6 +27,7 @@ SEGMENT_PATH = re.compile(r"/v1/(models/[^/]*/(versions/[^/]*/)?)?segment")
 
 CLIENT_GONE = 499  # never sent: how a request is counted whose client hung up (nginx's number)
 
+REJECTIONS = frozenset(("overloaded", "not_ready", "draining", "deadline_exceeded", "rate_limited"))
 LINGER_S = 1.0  # how long the rest of a refused body is read and dropped
 
 
@@ -39,10 +40,9 @@ class Record:
     model: str = ""
     version: str = ""
     status: int = 0
-    code: str = ""
+    failed: list[str] = field(default_factory=list)  # codes: of the request, or of some of its pictures
     response_bytes: int = 0
-    pixels: int | None = None
-    instances: int = 0
+    images: list[tuple[int, int]] = field(default_factory=list)  # (pixels, instances) of every picture answered
 
 
 class Envelope:
@@ -69,14 +69,14 @@ class Envelope:
         try:
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
-            record.status, record.code = CLIENT_GONE, ""
+            record.status = CLIENT_GONE
         except Exception as error:
             if record.status:  # too late to say anything else; the connection is dropped
                 raise
             known = error if isinstance(error, RequestError | ServiceError) else Internal("this is a bug in the server")
             if known.status == 500:
                 log.error("request %s failed: %s", record.request_id, known.code, exc_info=error)
-            record.code = known.code
+            record.failed = [known.code]
             status, headers, body = problem(known, record.request_id)
             lingers = (b"connection", b"close") in headers
             await send_marked({"type": "http.response.start", "status": status, "headers": headers})
@@ -93,18 +93,18 @@ class Envelope:
         metrics.requests.labels(*key, str(record.status)).inc()
         if record.status == CLIENT_GONE:
             metrics.cancelled.labels(*key, record.stages.current).inc()
-        if record.code:
-            metrics.failures.labels(*key, record.code).inc()
-        if record.code in ("overloaded", "not_ready", "draining", "deadline_exceeded"):
-            metrics.rejected.labels(*key, record.code).inc()
+        for code in record.failed:
+            metrics.failures.labels(*key, code).inc()
+            if code in REJECTIONS:
+                metrics.rejected.labels(*key, code).inc()
         metrics.request_seconds.labels(*key).observe(record.stages.close())
         for stage, seconds in record.stages.seconds.items():
             metrics.stage_seconds.labels(*key, stage).observe(seconds)
         metrics.response_bytes.labels(*key).observe(record.response_bytes)
-        if record.pixels is not None:
+        for pixels, instances in record.images:
             metrics.images.labels(*key).inc()
-            metrics.image_pixels.labels(*key).observe(record.pixels)
-            metrics.instances.labels(*key).observe(record.instances)
+            metrics.image_pixels.labels(*key).observe(pixels)
+            metrics.instances.labels(*key).observe(instances)
 
 
 async def _discard_body(receive: Receive) -> None:

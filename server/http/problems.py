@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 
-from server.errors import MethodNotAllowed, RequestError, ServiceError
+from server.errors import MethodNotAllowed, RequestError, ServiceError, Unauthorized
 
 PROBLEM_TYPE = b"application/problem+json"
 
 
-def problem(error: RequestError | ServiceError, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer to an error."""
+def problem_content(error: RequestError | ServiceError, request_id: str) -> dict[str, Any]:
+    """The members of a problem."""
     content: dict[str, Any] = {
         "type": "about:blank",
         "title": re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).capitalize(),
@@ -27,13 +27,21 @@ def problem(error: RequestError | ServiceError, request_id: str) -> tuple[int, l
         "code": error.code,
         "request_id": request_id,
     }
+    if error.status in (429, 503):
+        content["retry_after_ms"] = math.ceil(1000 * (getattr(error, "retry_after_s", None) or 0.0))
+    return content
+
+
+def problem(error: RequestError | ServiceError, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of the answer to an error."""
+    content = problem_content(error, request_id)
     headers = [(b"content-type", PROBLEM_TYPE)]
-    retry_after_s = getattr(error, "retry_after_s", None)
-    if error.status == 503:
-        content["retry_after_ms"] = math.ceil(1000 * (retry_after_s or 0.0))
-        headers.append((b"retry-after", str(max(1, math.ceil(retry_after_s or 0.0))).encode()))
+    if "retry_after_ms" in content:
+        headers.append((b"retry-after", str(max(1, math.ceil(content["retry_after_ms"] / 1000))).encode()))
     if isinstance(error, MethodNotAllowed):
         headers.append((b"allow", error.allow.encode()))
+    if isinstance(error, Unauthorized):
+        headers.append((b"www-authenticate", b"Bearer"))
     if error.code in ("body_too_large", "request_timeout", "draining"):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     body = orjson.dumps(content)

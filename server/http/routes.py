@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
 
-from server.errors import DeadlineExceeded, UnknownModel, UnsupportedMedia
-from server.http.body import read_body
-from server.http.envelope import Record
+from server.errors import UnknownModel
 from server.http.gate import Gate
+from server.http.segmenting import Segmenting
 from server.metrics import Metrics
-from server.parameters import Parameters, parse_parameters
-from server.pipeline import Pipeline, Result
+from server.parameters import Parameters
 from server.repository import Repository, Served
-
-T = TypeVar("T")
-
-NOT_YET = ("multipart/", "application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +21,9 @@ class Context:
     """What the routes need."""
 
     repository: Repository
-    pipeline: Pipeline
+    segmenting: Segmenting
     metrics: Metrics
     gate: Gate
-    max_body_bytes: int
-    body_timeout_s: float
 
 
 def create_router(context: Context) -> APIRouter:
@@ -54,17 +42,17 @@ def create_router(context: Context) -> APIRouter:
     @router.post("/v1/segment", **documented)
     async def segment_default(request: Request) -> Response:
         """Segment one image with the only (or the default) model."""
-        return await _segment(context, request, None, None)
+        return await context.segmenting.answer(request, None, None)
 
     @router.post("/v1/models/{model}/segment", **documented)
     async def segment_model(request: Request, model: str) -> Response:
         """Segment one image with the highest ready version of a model."""
-        return await _segment(context, request, model, None)
+        return await context.segmenting.answer(request, model, None)
 
     @router.post("/v1/models/{model}/versions/{version}/segment", **documented)
     async def segment_version(request: Request, model: str, version: str) -> Response:
         """Segment one image with one version of a model."""
-        return await _segment(context, request, model, version)
+        return await context.segmenting.answer(request, model, version)
 
     @router.get("/v1/models")
     async def models() -> Response:
@@ -102,58 +90,6 @@ def create_router(context: Context) -> APIRouter:
         return Response(context.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router
-
-
-async def _segment(context: Context, request: Request, name: str | None, version: str | None) -> Response:
-    record: Record = request.scope["record"]
-    model = context.repository.pick(name, version)
-    record.model, record.version = model.key
-    parameters = parse_parameters(request.query_params.multi_items())
-    media = request.headers.get("content-type", "").lower()
-    if media.startswith(NOT_YET):
-        raise UnsupportedMedia(f"'{media[:80]}' bodies are not taken; send the picture's bytes as they are")
-    deadline = None if parameters.timeout_ms is None else record.stages.began + parameters.timeout_ms / 1000
-    try:
-        async with asyncio.timeout(None if deadline is None else deadline - record.stages.clock()):
-            result = await _answer(context, request, model, parameters, deadline)
-    except TimeoutError:
-        raise DeadlineExceeded(f"no answer within timeout_ms={parameters.timeout_ms:g}", retry_after_s=0.0) from None
-    record.pixels, record.instances = result.pixels, result.instances
-    timing = f"{record.stages.server_timing()}, encode;dur={record.stages.since_mark() * 1000:.3f}"
-    return Response(result.body, media_type="application/json", headers={"server-timing": timing})
-
-
-async def _answer(
-    context: Context, request: Request, model: Served, parameters: Parameters, deadline: float | None
-) -> Result:
-    """Through the gate, the body off the wire, down the line."""
-    record: Record = request.scope["record"]
-    with context.gate.enter():
-        _, scheduler = model.ready()
-        scheduler.check_admission()
-        payload = await read_body(request.scope, request.receive, context.max_body_bytes, context.body_timeout_s)
-        record.stages.mark("receive")
-        work = context.pipeline.segment(model, payload, parameters, record.stages, deadline)
-        return await _unless_client_goes(work, request.receive)
-
-
-async def _unless_client_goes(work: Awaitable[T], receive: Receive) -> T:
-    """Wait for `work`, but drop it when the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect()
-    finally:
-        task.cancel()
-        gone.cancel()
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _json(content: dict[str, Any], status: int = 200) -> Response:

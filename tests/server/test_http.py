@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -202,12 +204,85 @@ def test_another_method_is_refused_with_those_allowed(client: TestClient) -> Non
     assert response.headers["allow"] == "POST"
 
 
-@pytest.mark.parametrize("media", ["application/json", "multipart/form-data; boundary=x"])
-def test_bodies_of_kinds_not_taken_are_refused_by_name(client: TestClient, media: str) -> None:
-    problem = assert_problem(
-        client.post("/v1/segment", content=b"{}", headers={"content-type": media}), 415, "unsupported_media"
-    )
-    assert media.split(";")[0] in problem["detail"]
+def form(*pictures: bytes) -> list[tuple[str, tuple[str, bytes, str]]]:
+    return [("image", (f"{number}.png", picture, "image/png")) for number, picture in enumerate(pictures)]
+
+
+def test_several_pictures_are_answered_in_order(client: TestClient) -> None:
+    sizes = [(60, 40), (50, 30), (90, 64), (60, 40)]
+    response = client.post("/v1/segment", files=form(*(png(*size) for size in sizes)))
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [(r["image"]["width"], r["image"]["height"]) for r in results] == sizes
+    for result, size in zip(results, sizes, strict=True):
+        alone = client.post("/v1/segment", content=png(*size)).json()
+        assert result["instances"] == alone["instances"]
+        assert sum(result["timing_ms"][stage] for stage in STAGES[:-1]) == pytest.approx(
+            result["timing_ms"]["total"], abs=0.01
+        )
+    assert re.findall(r"(\w+);dur", response.headers["server-timing"]) == list(STAGES)
+    assert metric(client, "seg_images_total") == 4 + len(sizes)
+    assert metric(client, "seg_stage_seconds_sum") == pytest.approx(metric(client, "seg_request_seconds_sum"))
+
+
+def test_a_bad_picture_among_good_ones_has_its_error_in_its_place(client: TestClient) -> None:
+    response = client.post("/v1/segment", files=form(png(), b"no picture", png()[:-30], png()))
+    assert response.status_code == 200
+    results = response.json()["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [None, "bad_image", "truncated_image", None]
+    assert results[1]["error"]["request_id"] == response.headers["x-request-id"]
+    assert metric(client, "seg_failures_total", code="bad_image") == 1
+    assert metric(client, "seg_images_total") == 2
+
+
+def test_the_status_tells_when_every_picture_failed(client: TestClient) -> None:
+    response = client.post("/v1/segment", files=form(b"no picture", b"neither"))
+    assert response.status_code == 400
+    assert [result["error"]["code"] for result in response.json()["results"]] == ["bad_image", "bad_image"]
+
+
+def test_one_picture_in_a_form_is_answered_like_one_picture(client: TestClient) -> None:
+    assert len(client.post("/v1/segment", files=form(png())).json()["instances"]) == 3
+    assert_problem(client.post("/v1/segment", files=form(b"no picture")), 400, "bad_image")
+
+
+def test_too_many_pictures_are_refused(open_client: Open) -> None:
+    client = open_client(max_images=2)
+    assert_problem(client.post("/v1/segment", files=form(png(), png(), png())), 413, "too_many_images")
+    assert client.post("/v1/segment", files=form(png(), png())).status_code == 200
+
+
+def test_all_pictures_of_a_request_that_is_let_in_are_answered(open_client: Open, loader: FakeLoader) -> None:
+    loader.engine.delay_s = 0.02
+    client = open_client(max_wait_ms=1, max_batch=1)
+    client.post("/v1/segment", content=png())  # measures the pace
+    results = client.post("/v1/segment", files=form(*[png()] * 10)).json()["results"]
+    assert all("instances" in result for result in results)
+
+
+def test_a_picture_may_come_as_base64(client: TestClient) -> None:
+    body = {"image": base64.b64encode(png()).decode()}
+    assert len(client.post("/v1/segment", json=body).json()["instances"]) == 3
+    assert_problem(client.post("/v1/segment", json={"image": "&"}), 400, "bad_request")
+    assert_problem(client.post("/v1/segment", json={"url": "file:///etc/passwd"}), 422, "bad_parameter")
+
+
+def test_with_keys_only_health_is_open_and_a_quota_is_told(open_client: Open, tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"good").hexdigest()
+    entry = {"name": "a", "sha256": digest, "may": ["segment"], "per_second": 0.1, "burst": 2}
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [entry]}))
+    client = open_client(keys=tmp_path / "keys.json")
+    good = {"authorization": "Bearer good"}
+    refused = client.post("/v1/segment", content=png())
+    assert_problem(refused, 401, "unauthorized")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert_problem(client.get("/metrics", headers=good), 403, "forbidden")
+    assert [client.post("/v1/segment", content=png(), headers=good).status_code for _ in range(2)] == [200, 200]
+    limited = client.post("/v1/segment", content=png(), headers=good)
+    problem = assert_problem(limited, 429, "rate_limited")
+    assert 0 < problem["retry_after_ms"] <= 10_000
+    assert 1 <= int(limited.headers["retry-after"]) <= 10
+    assert client.get("/livez").status_code == 200
 
 
 def test_a_wrong_content_type_is_not_believed(client: TestClient) -> None:
@@ -347,7 +422,7 @@ def test_the_metrics_count_what_happened(client: TestClient) -> None:
     assert metric(client, "seg_batch_size_count") == 3
     assert metric(client, "seg_engine_busy_seconds_total") > 0
     assert metric(client, "seg_model_info", kind="center_offsets", engine="fake", precision="fp32") == 1
-    assert metric(client, "seg_queue_limit") == 64
+    assert metric(client, "seg_queue_limit") == 64 * 16
     for stage in STAGES:
         assert metric(client, "seg_stage_seconds_count", model="tiny", stage=stage) >= 3
     total = metric(client, "seg_request_seconds_sum")

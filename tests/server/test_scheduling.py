@@ -52,6 +52,7 @@ def scheduler_of(engine: Engine, **changes: Any) -> Scheduler:
 
 
 async def ask(scheduler: Scheduler, number: int, side: int = SIDE, deadline: float | None = None) -> int:
+    scheduler.check_admission()
     answer = await scheduler.submit(picture(number, side), (side, side), deadline)
     return int(answer.outputs["answer"][0])
 

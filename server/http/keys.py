@@ -1,0 +1,117 @@
+"""Who may ask what, when keys are configured (`--keys FILE`); without them everybody may ask everything.
+
+    {"keys": [{"name": "microscope 2", "sha256": "<of the key>", "may": ["segment"], "per_second": 5, "burst": 20}]}
+
+A client sends `Authorization: Bearer <key>`. The file holds only hashes, so reading it gives nobody a key:
+`python -c "import hashlib; print(hashlib.sha256(input().encode()).hexdigest())"`. `/livez` and `/readyz` stay open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import BadKeys, Forbidden, RateLimited, Unauthorized
+
+Group = Literal["segment", "metrics"]
+
+OPEN = frozenset(("/livez", "/readyz"))
+
+
+class Key(BaseModel):
+    """One caller."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=100)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    may: frozenset[Group] = Field(min_length=1)
+    per_second: float | None = Field(None, gt=0, description="segmentation requests a second; no quota when null")
+    burst: float = Field(10, ge=1, description="requests that may come at once after a pause")
+
+
+class _KeyFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    keys: list[Key] = Field(min_length=1)
+
+
+def read_keys(path: Path) -> list[Key]:
+    """
+    Raises:
+        BadKeys: missing, malformed, or the same key twice.
+    """
+    try:
+        keys = _KeyFile.model_validate_json(path.read_bytes()).keys
+    except OSError as error:
+        raise BadKeys(f"cannot read --keys {path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadKeys(f"{path}: {where}: {first['msg']}; see server/http/keys.py for the form") from None
+    if len({key.sha256 for key in keys}) != len(keys):
+        raise BadKeys(f"{path}: two entries hold the same key")
+    return keys
+
+
+class Quota:
+    """A bucket that fills with `per_second` up to `burst`; every request takes one."""
+
+    def __init__(self, per_second: float, burst: float, clock: Callable[[], float]) -> None:
+        self._per_second, self._burst, self._clock = per_second, burst, clock
+        self._held, self._at = burst, clock()
+
+    def take(self) -> float:
+        """0.0 when a request may pass, else the seconds until one may."""
+        now = self._clock()
+        self._held = min(self._burst, self._held + (now - self._at) * self._per_second)
+        self._at = now
+        if self._held >= 1.0:
+            self._held -= 1.0
+            return 0.0
+        return (1.0 - self._held) / self._per_second
+
+
+class Guard:
+    """ASGI: lets a request pass, or raises what the envelope answers.
+
+    Raises:
+        Unauthorized, Forbidden, RateLimited: not let in.
+    """
+
+    def __init__(self, app: ASGIApp, keys: list[Key], clock: Callable[[], float] = time.monotonic) -> None:
+        self._app = app
+        self._keys = keys
+        self._quotas = {
+            key.sha256: Quota(key.per_second, key.burst, clock) for key in keys if key.per_second is not None
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            key = self._key_of(scope)
+            group: Group = "metrics" if scope["path"] == "/metrics" else "segment"
+            if group not in key.may:
+                raise Forbidden(f"this key is not for '{group}'; it is for {', '.join(sorted(key.may))}")
+            if scope["method"] == "POST" and key.sha256 in self._quotas:
+                wait = self._quotas[key.sha256].take()
+                if wait:
+                    raise RateLimited(f"the quota of this key is {key.per_second:g} requests a second", wait)
+        await self._app(scope, receive, send)
+
+    def _key_of(self, scope: Scope) -> Key:
+        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        if len(sent) != 1:
+            raise Unauthorized("keys are configured here; send one 'Authorization: Bearer <key>'")
+        scheme, _, secret = sent[0].partition(b" ")
+        found = hashlib.sha256(secret.strip()).hexdigest()
+        matches = [key for key in self._keys if hmac.compare_digest(key.sha256, found)]
+        if scheme.lower() != b"bearer" or not matches:
+            raise Unauthorized("this key is not known here")
+        return matches[0]
