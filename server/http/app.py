@@ -24,6 +24,7 @@ from starlette.responses import Response
 
 from server.cores import usable_cores
 from server.errors import BadRequest, MethodNotAllowed, NotFound
+from server.http.documentation import create_documentation_router
 from server.http.envelope import Envelope
 from server.http.gate import Gate
 from server.http.keys import Guard, read_keys
@@ -109,6 +110,7 @@ def create_app(settings: Settings, load: Callable[[Path, int], Loaded] = load) -
     limits = Limits(int(settings.max_body_mb * 1e6), settings.body_timeout_s, settings.max_images)
     segmenting = Segmenting(repository, pipeline, gate, limits)
     app.include_router(create_router(Context(repository, segmenting, metrics, gate)))
+    app.include_router(create_documentation_router())
     if settings.keys is not None:
         app.add_middleware(Guard, keys=read_keys(settings.keys))
     app.add_middleware(Envelope, metrics=metrics)  # last added, outermost

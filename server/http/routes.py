@@ -9,10 +9,10 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from server.errors import UnknownModel
+from server.http.documentation import SEGMENT
 from server.http.gate import Gate
 from server.http.segmenting import Segmenting
 from server.metrics import Metrics
-from server.parameters import Parameters
 from server.repository import Repository, Served
 
 
@@ -28,28 +28,18 @@ class Context:
 
 def create_router(context: Context) -> APIRouter:
     router = APIRouter()
-    documented: dict[str, Any] = {
-        "openapi_extra": {
-            "parameters": _query_documentation(),
-            "requestBody": {
-                "required": True,
-                "description": "the picture's bytes: JPEG, PNG, WebP, BMP, TIFF or GIF",
-                "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-            },
-        }
-    }
 
-    @router.post("/v1/segment", **documented)
+    @router.post("/v1/segment", openapi_extra=SEGMENT)
     async def segment_default(request: Request) -> Response:
         """Segment one image with the only (or the default) model."""
         return await context.segmenting.answer(request, None, None)
 
-    @router.post("/v1/models/{model}/segment", **documented)
+    @router.post("/v1/models/{model}/segment", openapi_extra=SEGMENT)
     async def segment_model(request: Request, model: str) -> Response:
         """Segment one image with the highest ready version of a model."""
         return await context.segmenting.answer(request, model, None)
 
-    @router.post("/v1/models/{model}/versions/{version}/segment", **documented)
+    @router.post("/v1/models/{model}/versions/{version}/segment", openapi_extra=SEGMENT)
     async def segment_version(request: Request, model: str, version: str) -> Response:
         """Segment one image with one version of a model."""
         return await context.segmenting.answer(request, model, version)
@@ -111,13 +101,3 @@ def _describe(model: Served) -> dict[str, Any]:
             "manifest": manifest.model_dump(mode="json"),
         }
     return content
-
-
-def _query_documentation() -> list[dict[str, Any]]:
-    """The query parameters in OpenAPI's words, from their declaration."""
-    properties = Parameters.model_json_schema()["properties"]
-    documentation = []
-    for name, schema in properties.items():
-        options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
-        documentation.append({"name": name, "in": "query", "description": schema["description"], "schema": options[0]})
-    return documentation

@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 
 from server import images
 from server.http.app import create_app
+from server.parameters import Parameters
 from server.settings import Settings
 from server.stages import STAGES
 from tests.server.fakes import FakeLoader
@@ -438,7 +439,40 @@ def test_the_engine_is_closed_with_the_application(tiny_bundle: Path, loader: Fa
     assert loader.engine.closed
 
 
-def test_openapi_names_every_parameter(client: TestClient) -> None:
-    document = client.get("/openapi.json").json()
-    named = {p["name"] for p in document["paths"]["/v1/segment"]["post"]["parameters"]}
-    assert named == {"score_threshold", "max_instances", "classes", "masks", "timeout_ms"}
+def test_openapi_names_every_parameter_and_every_code(client: TestClient) -> None:
+    operation = client.get("/openapi.json").json()["paths"]["/v1/segment"]["post"]
+    assert {p["name"] for p in operation["parameters"]} == set(Parameters.model_fields)
+    problems = [
+        example["value"]
+        for response in operation["responses"].values()
+        for example in response["content"].get("application/problem+json", {}).get("examples", {}).values()
+    ]
+    assert {problem["code"] for problem in problems} >= {"bad_image", "overloaded", "deadline_exceeded", "rate_limited"}
+    assert all({"type", "title", "status", "detail", "code", "request_id"} <= problem.keys() for problem in problems)
+
+
+def test_the_example_of_an_answer_has_the_form_of_a_real_one(client: TestClient) -> None:
+    def form_of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: form_of(inner) for key, inner in value.items()}
+        return [form_of(value[0])] if isinstance(value, list) and value else type(value).__name__
+
+    operation = client.get("/openapi.json").json()["paths"]["/v1/segment"]["post"]
+    example = operation["responses"]["200"]["content"]["application/json"]["example"]
+    assert form_of(example) == form_of(client.post("/v1/segment", content=png()).json())
+    (instance,) = example["instances"]
+    mask = coco_mask.decode(instance["segmentation"])
+    assert mask.sum() == instance["area"]
+    rows, columns = np.nonzero(mask)
+    assert instance["bbox"][:2] == [columns.min(), rows.min()]
+
+
+def test_the_documentation_page_asks_no_other_host(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert sorted(links) == ["data:,", "docs/swagger-ui-bundle.js", "docs/swagger-ui.css"]
+    for link in set(links) - {"data:,"}:
+        assert client.get(f"/{link}").status_code == 200
+    assert "http://" not in page.text
+    assert "https://" not in page.text
