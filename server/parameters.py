@@ -31,7 +31,11 @@ class Parameters(BaseModel):
     classes: list[str] | None = Field(
         None, min_length=1, description="names or ids, comma list, may repeat; only these classes are answered"
     )
-    masks: Literal["rle", "none"] = Field("rle", description="compressed COCO run lengths, or no masks")
+    masks: Literal["rle", "rle_counts", "polygons", "png", "none"] = Field(
+        "rle",
+        description="compressed COCO run lengths, the same as plain numbers, outlines with holes, "
+        "one label map for the image, or no masks",
+    )
     timeout_ms: float | None = Field(
         None, gt=0, le=600_000, allow_inf_nan=False, description="give up with 504 after so many milliseconds"
     )

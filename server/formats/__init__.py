@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from server.formats import none, rle
+from server.formats import none, png, polygons, rle, rle_counts
 from server.manifest import ClassName
 from server.segments import Segment
 
@@ -17,5 +17,8 @@ Render = Callable[[Sequence[Segment], tuple[int, int], Sequence[ClassName]], dic
 
 FORMATS: dict[str, Render] = {
     "rle": rle.render,
+    "rle_counts": rle_counts.render,
+    "polygons": polygons.render,
+    "png": png.render,
     "none": none.render,
 }

@@ -42,7 +42,7 @@ def test_thresholds_at_their_bounds_are_taken(text: str) -> None:
         ("max_instances", "-1", "1 to 100000"),
         ("max_instances", "1000000000", "1 to 100000"),
         ("max_instances", "1.5", "whole number"),
-        ("masks", "RLE", "rle, none"),
+        ("masks", "RLE", "rle, rle_counts, polygons, png, none"),
         ("timeout_ms", "0", "above 0"),
         ("timeout_ms", "600001", "600000"),
         ("priority", "1", "not a parameter"),
