@@ -5,6 +5,8 @@ A picture of 256 x 320 seen at twice its size in an input padded to multiples of
     Frame(size=(256, 320), input_size=(512, 640), content=(512, 640))
     frame.to_original([[64, 20, 128, 40]]) == [[32, 10, 64, 20]]
 
+A `Picture` may have been decoded at a reduced size; everything else speaks of the original.
+
 Coordinates count pixel edges: a pixel in column 3 reaches from x = 3 to x = 4, its centre is 3.5.
 """
 
@@ -14,6 +16,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Decoded pixels, at full size or reduced.
+
+    Reduced sides are rounded up: 4031 columns at half size are 2016, and these reach from 0 to 4032 in the original, or
+    from -1 to 4031 where EXIF mirrors it.
+    """
+
+    pixels: NDArray[np.uint8]  # (H, W, 3) RGB, upright, C-contiguous
+    covers: tuple[int, int, int, int]  # xyxy, original pixels: where the outer edges of `pixels` lie
 
 
 @dataclass(frozen=True, slots=True)

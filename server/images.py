@@ -1,6 +1,8 @@
 """From the bytes of a request to an upright RGB picture.
 
-    decode(open("photo.jpg", "rb").read(), max_pixels=50_000_000)  ->  (H, W, 3) uint8
+    file = survey(open("photo.jpg", "rb").read(), max_pixels=50_000_000)
+    file.size                                   ->  (3024, 4032), told by the header
+    decode(file, content=(1056, 1408)).pixels   ->  (1512, 2016, 3) uint8: at half its size, in half the time
 
 Formats: JPEG, PNG, WebP, BMP, TIFF and GIF; of several frames or pages the first. The content decides, never a file
 name or a `Content-Type`. Three steps: sniff the format, survey the file (`surveys.py`: size, wholeness, orientation)
@@ -10,30 +12,35 @@ before any decoder runs, then decode (`pixels.py`). Nothing is shared: any numbe
 from __future__ import annotations
 
 import re
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from server import pixels
 from server.errors import BadImage, ImageTooLarge, MaskServeError, TruncatedImage, UnsupportedMedia
-from server.surveys import PAST_THE_END, SURVEYS
+from server.geometry import Picture
+from server.surveys import PAST_THE_END, SURVEYS, Survey
 
 SUPPORTED = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 
 
-def decode(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """The picture in a file.
+@dataclass(frozen=True, slots=True)
+class PictureFile:
+    """A file whose header is in order."""
 
-    Where there was a choice: alpha is dropped, not blended, as `Image.convert("RGB")` and `cv2.imread` do, because that
-    is what models are trained on. 16-bit samples keep their upper byte, whatever range the picture uses. CMYK JPEG is
-    read as Adobe writes it, inverted.
+    format: str  # a key of `SURVEYS`
+    survey: Survey
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright picture."""
+        return pixels.turn((self.survey.width, self.survey.height), self.survey.orientation)
+
+
+def survey(payload: bytes, max_pixels: int) -> PictureFile:
+    """What a file holds, and that it holds all of it; no decoder runs.
 
     Args:
         payload: the bytes off the wire.
         max_pixels: the largest width times height that is accepted.
-
-    Returns:
-        (H, W, 3) uint8 RGB, upright, C-contiguous.
 
     Raises:
         BadImage: empty, not a picture, corrupt, or dimensions that cannot be.
@@ -45,10 +52,10 @@ def decode(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
         raise BadImage(f"image is empty (0 bytes); send {SUPPORTED}")
     name = sniff(payload)
     try:
-        survey = SURVEYS[name](payload)
+        found = SURVEYS[name](payload)
     except PAST_THE_END:
         raise TruncatedImage(f"{name} ends in its header ({len(payload)} bytes came); send the whole file") from None
-    width, height = survey.width, survey.height
+    width, height = found.width, found.height
     if width < 1 or height < 1:
         raise BadImage(f"{name} says it is {width} x {height}; both sides must be at least 1")
     if width * height > max_pixels:
@@ -56,10 +63,28 @@ def decode(payload: bytes, max_pixels: int) -> NDArray[np.uint8]:
             f"image is {width} x {height} ({width * height / 1e6:.1f} megapixels); "
             f"the limit is {max_pixels / 1e6:g} megapixels (MASKSERVE_MAX_MEGAPIXELS)"
         )
-    if not survey.whole:
+    if not found.whole:
         raise TruncatedImage(f"{name} ends before its picture does ({len(payload)} bytes came); send the whole file")
+    return PictureFile(name, found)
+
+
+def decode(file: PictureFile, content: tuple[int, int] | None = None) -> Picture:
+    """The picture in a file.
+
+    Where there was a choice: alpha is dropped, not blended, as `Image.convert("RGB")` and `cv2.imread` do, because that
+    is what models are trained on. 16-bit samples keep their upper byte, whatever range the picture uses. CMYK JPEG is
+    read as Adobe writes it, inverted.
+
+    Args:
+        content: (height, width) at which the network will see it: a JPEG is decoded at 1/2 or 1/4 of its size where
+            that is still amply larger (`pixels.SPARE`). Without it, and in every other format, all pixels come.
+
+    Raises:
+        BadImage, TruncatedImage, UnsupportedMedia: as `survey`, for what only the decoder notices.
+    """
+    name, found = file.format, file.survey
     try:
-        return pixels.read(name, survey.body, (width, height), survey.orientation)
+        return pixels.read(name, found.body, (found.width, found.height), found.orientation, content)
     except (MaskServeError, MemoryError):
         raise
     except Exception:  # a decoder raises whatever it likes, and its words stay here

@@ -1,6 +1,6 @@
 """From an encoded picture to its pixels: the only page that knows Pillow.
 
-    read("JPEG", body, size=(640, 480), orientation=6)  ->  (640, 480, 3) uint8
+    read("JPEG", body, size=(640, 480), orientation=6).pixels  ->  (640, 480, 3) uint8
 
 Format classes are called by name, never through `Image.open`, so no other reader of Pillow can run. `images.py` hands
 over bodies without metadata, which is what Pillow warns about: filters for warnings are not safe among threads.
@@ -25,6 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from server.errors import BadImage, TruncatedImage, UnsupportedMedia
+from server.geometry import Picture
 
 Image.MAX_IMAGE_PIXELS = None  # ours is `max_pixels`, checked before; Pillow's own limit would warn or refuse below it
 
@@ -45,33 +46,77 @@ UPRIGHT: Final = {  # EXIF orientation -> what undoes it
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+# How far a JPEG may be reduced, judged by the masks of drawn objects of 20 to 50 input pixels against those of full
+# decoding: barely larger than the network's input the worst IoU is 0.990, with a third to spare 0.993. libjpeg's 1/8
+# would take 2 ms off the 14 of 1/4 (12 megapixels), and misses colours stored at half width by three times as much.
+REDUCTIONS: Final = (4, 2)
+SPARE: Final = 4 / 3
+FROM_BELOW: Final = frozenset((3, 4, 7, 8))  # orientations whose upright rows begin at the far end of what is stored
+FROM_THE_RIGHT: Final = frozenset((2, 3, 6, 7))  # and their columns
 CONVERTIBLE: Final = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"))
 BAND_PIXELS: Final = 1 << 18  # a band that stays in the cache: a 12 MP photograph leaves Pillow four times as fast
 
 
-def read(name: str, body: bytes, size: tuple[int, int], orientation: int) -> NDArray[np.uint8]:
+def read(
+    name: str, body: bytes, size: tuple[int, int], orientation: int, content: tuple[int, int] | None = None
+) -> Picture:
     """Decode a whole file of a known format.
 
     Args:
         name: a key of `READERS`.
-        body: the file.
+        body: the file; of a JPEG the lean copy that its survey made.
         size: (width, height) that its header announced; the decoder must agree.
         orientation: EXIF, 1..8.
-
-    Returns:
-        (H, W, 3) uint8 RGB, upright, C-contiguous.
+        content: (height, width) at which the upright picture will be seen; a JPEG may come reduced.
 
     Raises:
         BadImage, TruncatedImage, UnsupportedMedia: as `images.decode`; and anything at all on corrupt data.
     """
+    reduction = 1
+    if content is not None and name == "JPEG" and _is_reducible(body):
+        reduction = _reduction(size, turn(content, orientation))
     with closing(READERS[name](BytesIO(body))) as image:  # closing: pixels go back now, not at some garbage collection
         if image.size != size:
             raise BadImage(f"{name} says two different sizes of itself; save it again")
+        if reduction > 1:
+            image.draft(None, (size[0] // reduction, size[1] // reduction))
         image.decodermaxblock = len(body)  # one step, not one for each 64 kB that would wait for Python's lock again
         image.load()
         if name == "PNG" and not _png_is_full(image, body):
             raise TruncatedImage("PNG has fewer rows of pixels than its header says; send the whole file")
-        return to_rgb(image, orientation)
+        return Picture(to_rgb(image, orientation), _covers(size, reduction, orientation))
+
+
+def turn(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """From (width, height) as stored to (height, width) of the upright picture, and as well the other way."""
+    return size if orientation >= 5 else (size[1], size[0])
+
+
+def _reduction(size: tuple[int, int], content: tuple[int, int]) -> int:
+    """The most that a picture can be reduced by and still be `SPARE` times as large; both sizes (width, height)."""
+    spare = min(size[0] / content[0], size[1] / content[1]) / SPARE
+    return next((reduction for reduction in REDUCTIONS if reduction <= spare), 1)
+
+
+def _covers(size: tuple[int, int], reduction: int, orientation: int) -> tuple[int, int, int, int]:
+    """xyxy in original pixels. Reduced sides are rounded up, so that what lies beyond comes last as stored, and first
+    where turning it upright runs against that."""
+    height, width = turn(size, orientation)
+    beyond_y, beyond_x = -height % reduction, -width % reduction
+    top = -beyond_y if orientation in FROM_BELOW else 0
+    left = -beyond_x if orientation in FROM_THE_RIGHT else 0
+    return left, top, left + width + beyond_x, top + height + beyond_y
+
+
+def _is_reducible(body: bytes) -> bool:
+    """Whether a JPEG is made of frequencies, of which the high ones can be left out; a lossless one is not.
+
+    A lean copy is the start marker, then one segment (FF, marker, length, data) after the other up to the first scan.
+    """
+    at = 2
+    while body[at] == 0xFF and body[at + 1] not in (0xC3, 0xCB, 0xDA):  # lossless frames, a scan
+        at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
+    return body[at : at + 2] == b"\xff\xda"
 
 
 def to_rgb(image: Image.Image, orientation: int = 1) -> NDArray[np.uint8]:
@@ -98,7 +143,7 @@ def _source(size: tuple[int, int], orientation: int, top: int, bottom: int) -> t
     """The box of the stored picture that becomes rows `top` to `bottom` of the upright one."""
     width, height = size
     extent = width if orientation >= 5 else height
-    if orientation in (3, 4, 7, 8):  # upright rows begin at the far end
+    if orientation in FROM_BELOW:
         top, bottom = extent - bottom, extent - top
     return (top, 0, bottom, height) if orientation >= 5 else (0, top, width, bottom)
 

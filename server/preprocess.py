@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.geometry import Frame
+from server.geometry import Frame, Picture
 
 
 class InputSpec(BaseModel):
@@ -40,25 +40,37 @@ class InputSpec(BaseModel):
         return Frame(size=size, input_size=(padded[0], padded[1]), content=content)
 
 
-def place(image: NDArray[np.uint8], spec: InputSpec) -> tuple[NDArray[np.uint8], Frame]:
+def place(picture: Picture, frame: Frame) -> NDArray[np.uint8]:
     """Scale a picture and lay it into the network's input.
 
     Enlarging is bilinear, shrinking averages areas, both with pixel centres aligned.
 
     Args:
-        image: (H, W, 3) uint8 RGB, upright.
+        picture: of `frame.size`, or reduced with `frame.content` in view.
 
     Returns:
-        The tensor (h, w, 3) uint8, zero beyond the picture, and the way back.
+        The tensor (h, w, 3) uint8, zero beyond the picture.
     """
-    frame = spec.frame((image.shape[0], image.shape[1]))
-    height, width = frame.content
-    if frame.content != frame.size:
-        shrink = height < frame.size[0] or width < frame.size[1]
-        how = cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+    pixels = picture.pixels if frame.content == frame.size else _scale(picture, frame)
     if frame.content == frame.input_size:
-        return np.ascontiguousarray(image), frame
+        return np.ascontiguousarray(pixels)
     tensor = np.zeros((*frame.input_size, 3), np.uint8)
-    tensor[:height, :width] = image
-    return tensor, frame
+    tensor[: frame.content[0], : frame.content[1]] = pixels
+    return tensor
+
+
+def _scale(picture: Picture, frame: Frame) -> NDArray[np.uint8]:
+    """The picture at the size of `frame.content`, without what it shows beyond the original.
+
+    OpenCV begins at the edge of the first pixel. Given factors in place of a size, it may end anywhere inside a pixel:
+    so what lies beyond the original is turned to the end for it.
+    """
+    left, top, right, bottom = picture.covers
+    rows, columns = picture.pixels.shape[:2]
+    vertical = frame.scale[0] * (bottom - top) / rows
+    horizontal = frame.scale[1] * (right - left) / columns
+    how = cv2.INTER_AREA if vertical < 1 or horizontal < 1 else cv2.INTER_LINEAR
+    turned = np.s_[:: -1 if top < 0 else 1, :: -1 if left < 0 else 1]
+    pixels = np.ascontiguousarray(picture.pixels[turned])
+    scaled = cv2.resize(pixels, None, fx=horizontal, fy=vertical, interpolation=how)
+    return np.asarray(scaled[: frame.content[0], : frame.content[1]][turned], np.uint8)

@@ -30,13 +30,14 @@ class Room:
 
 
 WIRE = ("server.http", "server.scheduling", "server.app", "server.__main__")
-EVERYTHING = ("models", "export", "server", "loadtest", "training", "bench", "tests")
+EVERYTHING = ("models", "export", "server", "loadtest", "training", "bench", "tests", "docs")
 ROOMS = {
     "models": Room(("models", "server.manifest", "server.masks", "server.geometry", "server.preprocess")),
     "export": Room(("export", "models", "server"), closed=WIRE),
     "training": Room(("training", "models", "export", "server"), closed=WIRE),
     "server": Room(("server",), closed=("torch",)),
     "loadtest": Room(("loadtest",), closed=("torch",)),
+    "docs": Room(("docs",), closed=("torch",)),
     "bench": Room(EVERYTHING),
     "tests": Room(EVERYTHING),
 }

@@ -28,6 +28,7 @@ from server.http.documentation import create_documentation_router
 from server.http.envelope import Envelope
 from server.http.gate import Gate
 from server.http.keys import Guard, read_keys
+from server.http.playground import create_playground_router
 from server.http.routes import Context, create_router
 from server.http.segmenting import Limits, Segmenting
 from server.metrics import Metrics
@@ -53,7 +54,7 @@ def create_app(settings: Settings, load: Callable[[Path, int], Loaded] = load) -
     gate = Gate(settings.queue_limit)
     threads = settings.threads or usable_cores()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="codec")
-    pipeline = Pipeline(pool, int(settings.max_megapixels * 1e6), int(settings.max_response_mb * 1e6))
+    pipeline = Pipeline(pool, int(settings.max_megapixels * 1e6))
 
     def start(model: Served, loaded: Loaded) -> None:
         """On the event loop: give a proven model its scheduler."""
@@ -107,10 +108,16 @@ def create_app(settings: Settings, load: Callable[[Path, int], Loaded] = load) -
             model.state, model.reason = "closed", "the server is shutting down"
 
     app = FastAPI(title="maskserve", version="0.1.0", docs_url=None, redoc_url=None, lifespan=lifespan)
-    limits = Limits(int(settings.max_body_mb * 1e6), settings.body_timeout_s, settings.max_images)
+    limits = Limits(
+        max_body_bytes=int(settings.max_body_mb * 1e6),
+        body_timeout_s=settings.body_timeout_s,
+        max_images=settings.max_images,
+        max_response_bytes=int(settings.max_response_mb * 1e6),
+    )
     segmenting = Segmenting(repository, pipeline, gate, limits)
     app.include_router(create_router(Context(repository, segmenting, metrics, gate)))
     app.include_router(create_documentation_router())
+    app.include_router(create_playground_router())
     if settings.keys is not None:
         app.add_middleware(Guard, keys=read_keys(settings.keys))
     app.add_middleware(Envelope, metrics=metrics)  # last added, outermost

@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import orjson
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from server.errors import DeadlineExceeded, RequestError, ServiceError
+from server.errors import BadParameter, BadRequest, DeadlineExceeded, RequestError, ServiceError
 from server.http.bodies import is_raw, unpack
 from server.http.body import read_body
 from server.http.envelope import Record
 from server.http.gate import Gate
 from server.http.problems import problem_content
 from server.parameters import Parameters, parse_parameters
-from server.pipeline import Pipeline, Result
+from server.pipeline import Pipeline, Result, Task
 from server.repository import Repository, Served
 from server.stages import Stages
 
@@ -37,6 +37,7 @@ class Limits:
     max_body_bytes: int
     body_timeout_s: float
     max_images: int
+    max_response_bytes: int
 
 
 class Segmenting:
@@ -57,17 +58,22 @@ class Segmenting:
         model = self._repository.pick(name, version)
         record.model, record.version = model.key
         parameters = parse_parameters(request.query_params.multi_items())
+        drawn = wants_overlay(request.headers.get("accept", "*/*"))
+        if drawn and "masks" in request.query_params:
+            raise BadParameter(
+                "'masks' is for JSON; with 'Accept: image/png' the answer is a picture, leave one of them out"
+            )
         deadline = None if parameters.timeout_ms is None else record.stages.began + parameters.timeout_ms / 1000
         try:
             async with asyncio.timeout(None if deadline is None else deadline - record.stages.clock()):
-                results = await self._results(request, model, parameters, deadline)
+                results = await self._results(request, model, parameters, deadline, drawn)
         except TimeoutError:
             late = f"no answer within timeout_ms={parameters.timeout_ms:g}"
             raise DeadlineExceeded(late, retry_after_s=0.0) from None
         return await self._respond(results, record)
 
     async def _results(
-        self, request: Request, model: Served, parameters: Parameters, deadline: float | None
+        self, request: Request, model: Served, parameters: Parameters, deadline: float | None, drawn: bool
     ) -> list[Result | RequestError | ServiceError]:
         """Through the gate, the body off the wire, every picture down the line."""
         record: Record = request.scope["record"]
@@ -84,16 +90,17 @@ class Segmenting:
             del body
             record.stages.mark("receive")
             admit = _once(scheduler.check_admission)
-            clocks = [record.stages.fork() for _ in payloads]
-            work = asyncio.gather(
-                *(
-                    _kept(self._pipeline.segment(model, payload, parameters, clock, deadline, admit))
-                    for payload, clock in zip(payloads, clocks, strict=True)
-                )
-            )
+            if drawn and len(payloads) > 1:
+                raise BadRequest(f"an overlay is one picture, and {len(payloads)} were sent; send one, or ask for JSON")
+            share = limits.max_response_bytes // len(payloads)
+            tasks = [
+                Task(model, payload, parameters, record.stages.fork(), deadline, admit, share) for payload in payloads
+            ]
+            line = self._pipeline.overlay if drawn else self._pipeline.segment
+            work = asyncio.gather(*(_kept(line(task)) for task in tasks))
             del payloads
             results = await _unless_client_goes(work, request.receive)
-        record.stages = max(clocks, key=lambda clock: clock.last)  # the picture that was answered last
+        record.stages = max((task.stages for task in tasks), key=lambda clock: clock.last)  # the last one answered
         return results
 
     async def _respond(self, results: Sequence[Result | RequestError | ServiceError], record: Record) -> Response:
@@ -106,13 +113,33 @@ class Segmenting:
             result.content if isinstance(result, Result) else {"error": problem_content(result, record.request_id)}
             for result in results
         ]
-        content: dict[str, Any] = contents[0] if len(results) == 1 else {"results": contents}
+        content = contents[0] if len(results) == 1 else {"results": contents}
+        if isinstance(content, bytes):
+            return Response(content, media_type="image/png", headers=_timing(record.stages))
         body = await self._pipeline.in_thread(orjson.dumps, content)
         status = 200
         if failures:
             record.failed = [failure.code for failure in failures]
             status = failures[0].status if len(failures) == len(results) else 200
         return Response(body, status, media_type="application/json", headers=_timing(record.stages))
+
+
+def wants_overlay(accept: str) -> bool:
+    """Whether a client prefers a picture: `image/png` is named, and JSON is not named at the same or a higher quality.
+
+    `*/*` counts for JSON only where `image/png` has a lower quality: who wants no picture does not name it.
+    """
+    quality: dict[str, float] = {}
+    for entry in accept.lower().split(","):
+        kind, *options = (part.strip() for part in entry.split(";"))
+        weights = [option[2:] for option in options if option.startswith("q=")]
+        try:
+            quality[kind] = float(weights[0]) if weights else 1.0
+        except ValueError:
+            quality[kind] = 0.0
+    picture = quality.get("image/png", 0.0)
+    json = quality.get("application/json")
+    return picture > 0.0 and (picture > json if json is not None else picture >= quality.get("*/*", 0.0))
 
 
 def _once(check: Callable[[], None]) -> Callable[[], None]:

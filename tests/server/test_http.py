@@ -22,7 +22,9 @@ from pycocotools import mask as coco_mask
 from starlette.testclient import TestClient
 
 from server import images
+from server.formats import FORMATS
 from server.http.app import create_app
+from server.http.segmenting import wants_overlay
 from server.parameters import Parameters
 from server.settings import Settings
 from server.stages import STAGES
@@ -301,6 +303,66 @@ def test_a_body_over_the_limit_is_refused_with_and_without_its_length(open_clien
     assert_problem(client.post("/v1/segment", content=b"x" * 10_000), 400, "bad_image")
 
 
+@pytest.mark.parametrize("masks", FORMATS)
+def test_every_form_of_masks_is_cut_to_the_limit_and_says_so(open_client: Open, masks: str) -> None:
+    whole = open_client().post(f"/v1/segment?masks={masks}", content=png()).json()
+    room = len(json.dumps(whole["instances"][:2])) + len(whole.get("label_map", "")) + 30
+    cut = open_client(max_response_mb=room / 1e6).post(f"/v1/segment?masks={masks}", content=png()).json()
+    assert len(cut["instances"]) in (1, 2)
+    assert cut["instances"] == whole["instances"][: len(cut["instances"])]
+    assert cut["truncated"] is True
+    if masks == "png":
+        label_map = Image.open(io.BytesIO(base64.b64decode(cut["label_map"])))
+        assert set(np.unique(np.asarray(label_map))) == {0, *range(1, len(cut["instances"]) + 1)}
+
+
+def test_the_overlay_comes_by_accept_and_has_the_size_of_the_picture(client: TestClient) -> None:
+    response = client.post("/v1/segment", content=png(60, 40, grey=90), headers={"accept": "image/png"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    drawing = np.asarray(Image.open(io.BytesIO(response.content)))
+    assert drawing.shape == (40, 60, 3)
+    touched = (drawing != 90).any(axis=2)
+    answer = client.post("/v1/segment", content=png(60, 40, grey=90)).json()
+    wanted = np.zeros((40, 60), bool)
+    for instance in answer["instances"]:
+        wanted |= coco_mask.decode(instance["segmentation"]).astype(bool)
+    assert (touched == wanted).all()
+    assert re.findall(r"(\w+);dur", response.headers["server-timing"]) == list(STAGES)
+    assert metric(client, "seg_instances_sum") == 6
+
+
+def test_an_overlay_is_of_one_picture_and_takes_no_masks(open_client: Open) -> None:
+    client = open_client()
+    accept = {"accept": "image/png"}
+    assert_problem(client.post("/v1/segment", files=form(png(), png()), headers=accept), 400, "bad_request")
+    assert_problem(client.post("/v1/segment?masks=rle", content=png(), headers=accept), 422, "bad_parameter")
+    assert_problem(client.post("/v1/segment", content=b"no picture", headers=accept), 400, "bad_image")
+    small = open_client(max_response_mb=0.0001)
+    assert_problem(small.post("/v1/segment", content=png(), headers=accept), 413, "image_too_large")
+
+
+@pytest.mark.parametrize(
+    ("accept", "picture"),
+    [
+        ("image/png", True),
+        ("image/png, */*", True),
+        ("image/png;q=0.5, */*;q=0.1", True),
+        ("application/json;q=0.2, image/png", True),
+        ("*/*", False),
+        ("", False),
+        ("text/html,image/avif,image/webp,*/*;q=0.8", False),
+        ("application/json, image/png", False),
+        ("image/png;q=0.5, */*", False),
+        ("image/png;q=0", False),
+        ("image/png;q=x", False),
+        ("text/html", False),
+    ],
+)
+def test_json_is_the_answer_unless_a_picture_is_preferred(accept: str, picture: bool) -> None:
+    assert wants_overlay(accept) is picture
+
+
 def test_an_image_over_the_limit_is_refused_from_its_header(open_client: Open) -> None:
     client = open_client(max_megapixels=0.01)
     assert_problem(client.post("/v1/segment", content=png(101, 100)), 413, "image_too_large")
@@ -315,7 +377,7 @@ def test_an_engine_error_is_ours_and_tells_nothing_of_the_inside(client: TestCli
 
 
 def test_a_bug_is_answered_as_a_problem_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(payload: bytes, max_pixels: int) -> None:
+    def broken(*arguments: object, **named: object) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(images, "decode", broken)
