@@ -1,14 +1,18 @@
-"""`python -m bench`: every benchmark, one after the other."""
+"""`python -m bench`: every benchmark, one after the other; ends with the number of those that failed."""
 
 from __future__ import annotations
 
 import sys
 
-from bench import masks
+from bench import latency, masks
 
 
 def main() -> int:
-    return masks.main()
+    failed = 0
+    for part in (masks, latency):
+        failed += part.main() != 0
+        print(flush=True)
+    return failed
 
 
 if __name__ == "__main__":
