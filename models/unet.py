@@ -93,8 +93,8 @@ class CenterOffsetUNet(nn.Module):
 
 def nuclei_unet() -> CenterOffsetUNet:
     """The bundled model: nuclei in microscopy pictures, docs/models/nuclei.md."""
-    masks = CenterOffsetMasks(threshold=0.65, blur=2.5, apart=11, min_votes=16, min_area=12, spread=0.4)
-    return CenterOffsetUNet(("nucleus",), (16, 32, 64, 128, 224), masks, score_threshold=0.5)
+    masks = CenterOffsetMasks(threshold=0.55, blur=3.0, apart=15, min_votes=16, min_area=12, spread=0.4)
+    return CenterOffsetUNet(("nucleus",), (16, 32, 64, 128, 224), masks, score_threshold=0.65)
 
 
 def unet_tiny() -> CenterOffsetUNet:

@@ -127,12 +127,13 @@ def _objects(votes: _Votes, labels: NDArray[np.int32], spread: float) -> Iterato
 def _to_original(inside: NDArray[np.float32], item: _Object, frame: Frame, threshold: float) -> Patch:
     """One object's mask in original pixels: probability interpolated, assignment from the nearest pixel."""
     top, left = max(0, int(item.rows.min()) - 1), max(0, int(item.columns.min()) - 1)
-    bottom, right = int(item.rows.max()) + 2, int(item.columns.max()) + 2
+    bottom = min(inside.shape[0], int(item.rows.max()) + 2)
+    right = min(inside.shape[1], int(item.columns.max()) + 2)
     probability = inside[top:bottom, left:right]
-    mine = np.zeros(probability.shape, np.float32)
-    mine[item.rows - top, item.columns - left] = 1.0
+    mine = np.zeros(probability.shape, bool)
+    mine[item.rows - top, item.columns - left] = True
     if frame.content == frame.size:
-        return Patch(top, left, (mine > 0) & (probability > threshold))
+        return Patch(top, left, mine & (probability > threshold))
     vertical, horizontal = frame.scale
     y1, x1 = int(top / vertical), int(left / horizontal)
     y2 = min(frame.size[0], int(np.ceil(bottom / vertical)))
@@ -144,11 +145,14 @@ def _to_original(inside: NDArray[np.float32], item: _Object, frame: Frame, thres
             [0.0, vertical, (y1 + 0.5) * vertical - 0.5 - top],
         ]
     )
-    size = (x2 - x1, y2 - y1)
     smooth = cv2.warpAffine(
-        probability, step, size, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+        probability,
+        step,
+        (x2 - x1, y2 - y1),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
     )
-    owned = cv2.warpAffine(
-        mine, step, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_CONSTANT
-    )
-    return Patch(y1, x1, (owned > 0.5) & (smooth > threshold))
+    # which input pixel an original pixel takes its owner from is the same for every object: no pixel has two
+    rows = ((np.arange(y1, y2) + 0.5) * vertical).astype(np.intp).clip(top, bottom - 1) - top
+    columns = ((np.arange(x1, x2) + 0.5) * horizontal).astype(np.intp).clip(left, right - 1) - left
+    return Patch(y1, x1, mine[np.ix_(rows, columns)] & (smooth > threshold))

@@ -48,7 +48,7 @@ def drawn(segments: list, size: tuple[int, int]) -> NDArray[np.integer]:
     boxes=st.lists(
         st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(6, 15), st.integers(6, 15)), min_size=0, max_size=6
     ),
-    scale=st.sampled_from([0.5, 1.0, 2.0]),
+    scale=st.sampled_from([0.5, 0.7, 1.0, 4 / 3, 1.97, 2.0]),
 )
 def test_perfect_planes_give_back_every_object(boxes: list[tuple[int, int, int, int]], scale: float) -> None:
     labels = np.zeros((64, 96), int)
@@ -74,6 +74,18 @@ def test_two_touching_squares_are_two_objects() -> None:
     segments = sorted(MASKS.decode(planes(labels), frame_of(labels), 0.0), key=lambda s: s.box)
     assert [segment.box for segment in segments] == [(4, 4, 14, 12), (14, 4, 24, 12)]
     assert [segment.area for segment in segments] == [80, 80]
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.0, 4 / 3, 1.97, 2.0])
+def test_touching_objects_never_share_a_pixel_and_leave_none_out(scale: float) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:384, :512]
+    middles = [(y + rng.uniform(0, 14), x + rng.uniform(0, 14)) for y in range(6, 384, 32) for x in range(6, 512, 32)]
+    labels = np.argmin([(rows - y) ** 2 + (columns - x) ** 2 for y, x in middles], axis=0) + 1  # cells, wall to wall
+    frame = frame_of(labels, scale)
+    segments = list(MASKS.decode(planes(labels), frame, 0.0))
+    assert len(segments) == len(middles)
+    assert (drawn(segments, frame.size) > 0).all()
 
 
 def test_an_empty_picture_has_no_objects() -> None:
