@@ -16,12 +16,11 @@ from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 
 from models.unet import CenterOffsetUNet, nuclei_unet
-from server.geometry import Frame
+from server.geometry import Frame, Picture
 from server.masks import CenterOffsetMasks, Outputs
 from server.preprocess import place
 from server.rle import encode
 from training.nuclei import data
-from training.nuclei.data import Picture
 from training.nuclei.score import score
 
 CHANGES: dict[str, list[float]] = {
@@ -35,7 +34,7 @@ CHANGES: dict[str, list[float]] = {
 THRESHOLDS = [0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7]
 
 
-def ground_truth(pictures: list[Picture]) -> dict:
+def ground_truth(pictures: list[data.Picture]) -> dict:
     """The pictures' labels as a COCO index; a picture's id is its position, from 1."""
     index: dict = {"info": {}, "images": [], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
     for number, picture in enumerate(pictures, start=1):
@@ -53,11 +52,13 @@ def ground_truth(pictures: list[Picture]) -> dict:
 
 
 @torch.inference_mode()
-def run(model: CenterOffsetUNet, pictures: list[Picture]) -> list[tuple[Outputs, Frame]]:
+def run(model: CenterOffsetUNet, pictures: list[data.Picture]) -> list[tuple[Outputs, Frame]]:
     """The network's outputs for every picture, placed as the server does it."""
     found: list[tuple[Outputs, Frame]] = []
     for number, picture in enumerate(pictures, start=1):
-        tensor, frame = place(picture.image, model.input)
+        height, width = picture.labels.shape
+        frame = model.input.frame((height, width))
+        tensor = place(Picture(picture.image, covers=(0, 0, width, height)), frame)
         outputs = model(torch.from_numpy(tensor)[None], torch.tensor([frame.content], dtype=torch.int32))
         found.append(({name: value[0].numpy() for name, value in outputs.items()}, frame))
         print(f"\r{number}/{len(pictures)} pictures", end="", file=sys.stderr, flush=True)
