@@ -36,6 +36,9 @@ class Parameters(BaseModel):
         description="compressed COCO run lengths, the same as plain numbers, outlines with holes, "
         "one label map for the image, or no masks",
     )
+    priority: int | None = Field(
+        None, ge=0, le=9, description="higher goes first in the queue; only for keys that hold 'priority'"
+    )
     timeout_ms: float | None = Field(
         None, gt=0, le=600_000, allow_inf_nan=False, description="give up with 504 after so many milliseconds"
     )

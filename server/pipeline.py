@@ -119,7 +119,9 @@ class Pipeline:
         task.stages.mark("decode", placed.decoded)
         task.stages.mark("preprocess", placed.placed)
         task.admit()
-        answer = await scheduler.submit(placed.tensor, placed.frame.content, task.deadline)
+        answer = await scheduler.submit(
+            placed.tensor, placed.frame.content, task.deadline, task.parameters.priority or 0
+        )
         task.stages.mark("queue", answer.began)
         task.stages.mark("inference", answer.ended)
         return _Found(manifest, placed, answer)

@@ -30,6 +30,7 @@ from server.errors import DeadlineExceeded, Draining, EngineFailed, ModelOutputI
 
 Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 
+SECOND = 1.0  # of waiting that outweighs one step of priority
 SMOOTHING = 0.2  # weight of the newest run in the measured pace
 
 
@@ -48,6 +49,8 @@ class _Job:
     tensor: NDArray[np.uint8]  # (h, w, 3)
     content: tuple[int, int]  # (height, width) of the picture inside the tensor
     deadline: float | None  # on the scheduler's clock
+    priority: int
+    since: float
     future: asyncio.Future[Answer] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     @property
@@ -137,13 +140,14 @@ class Scheduler:
             raise Overloaded(f"{len(self._waiting)} images wait, the limit", retry_after_s=self.predicted_wait_s())
 
     async def submit(
-        self, tensor: NDArray[np.uint8], content: tuple[int, int], deadline: float | None = None
+        self, tensor: NDArray[np.uint8], content: tuple[int, int], deadline: float | None = None, priority: int = 0
     ) -> Answer:
         """Wait for a place in a batch and for its result.
 
         Args:
             tensor: (h, w, 3) uint8.
             content: true (height, width) of the picture inside it.
+            priority: higher goes first; every second of waiting counts as one, so nobody waits for ever.
             deadline: on the scheduler's clock; a job that cannot meet it fails at once, without running.
 
         Raises:
@@ -152,7 +156,7 @@ class Scheduler:
             EngineFailed, ModelOutputInvalid: this image failed.
         """
         self._check_room()
-        job = _Job(tensor, content, deadline)
+        job = _Job(tensor, content, deadline, priority, self._clock())
         if deadline is not None:
             needed = self.predicted_wait_s() + job.pixels * self._pace_s
             left = deadline - self._clock()
@@ -189,11 +193,12 @@ class Scheduler:
                 await self._run_batch(batch)
 
     def _next_batch(self) -> list[_Job]:
-        """The oldest job that is still wanted, and all others of its shape that fit; the rest keep their order."""
+        """The job whose turn it is, and all others of its shape that fit; the rest keep their order."""
         now = self._clock()
         batch: list[_Job] = []
         rest: deque[_Job] = deque()
-        for job in self._waiting:
+        # now is the same for all, so the order is that of priority and arrival: stable while they wait
+        for job in sorted(self._waiting, key=lambda job: job.since - job.priority * SECOND):
             if job.future.done():  # the caller has gone
                 continue
             if job.deadline is not None and now >= job.deadline:

@@ -10,7 +10,7 @@ A survey tells
 - a lean copy for the decoder: the pixels and what they need. ICC profiles (all colours are taken as sRGB), comments,
   thumbnails and further frames do not reach it, nor does whatever is wrong with them.
 
-Reading beyond the last byte raises one of `PAST_THE_END`, which `images.decode` tells as a truncated file. Why this is
+Reading beyond the last byte raises one of `PAST_THE_END`, which `images.survey` tells as a truncated file. Why this is
 our own code: docs/decisions/0004.
 """
 

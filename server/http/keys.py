@@ -2,6 +2,7 @@
 
     {"keys": [{"name": "microscope 2", "sha256": "<of the key>", "may": ["segment"], "per_second": 5, "burst": 20}]}
 
+Groups: `segment` (everything but metrics), `metrics`, and `priority`, which lets a request name its place in the queue.
 A client sends `Authorization: Bearer <key>`. The file holds only hashes, so reading it gives nobody a key:
 `python -c "import hashlib; print(hashlib.sha256(input().encode()).hexdigest())"`. `/livez` and `/readyz` stay open.
 """
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import BadKeys, Forbidden, RateLimited, Unauthorized
 
-Group = Literal["segment", "metrics"]
+Group = Literal["segment", "metrics", "priority"]
 
 OPEN = frozenset(("/livez", "/readyz"))
 
@@ -103,6 +104,7 @@ class Guard:
                 wait = self._quotas[key.sha256].take()
                 if wait:
                     raise RateLimited(f"the quota of this key is {key.per_second:g} requests a second", wait)
+            scope["may"] = key.may
         await self._app(scope, receive, send)
 
     def _key_of(self, scope: Scope) -> Key:

@@ -16,7 +16,7 @@ from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from server.errors import BadParameter, BadRequest, DeadlineExceeded, RequestError, ServiceError
+from server.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, RequestError, ServiceError
 from server.http.bodies import is_raw, unpack
 from server.http.body import read_body
 from server.http.envelope import Record
@@ -58,6 +58,8 @@ class Segmenting:
         model = self._repository.pick(name, version)
         record.model, record.version = model.key
         parameters = parse_parameters(request.query_params.multi_items())
+        if parameters.priority is not None and "priority" not in request.scope.get("may", ()):
+            raise Forbidden("'priority' is for keys that hold it; leave it out")
         drawn = wants_overlay(request.headers.get("accept", "*/*"))
         if drawn and "masks" in request.query_params:
             raise BadParameter(

@@ -16,7 +16,8 @@ from server.repository import Loaded
 
 
 class FakeEngine:
-    """Three discs in every picture, whatever it shows; a picture whose first pixel is `poison` grey raises."""
+    """Three discs in every picture, whatever it shows; a picture whose first pixel is of `poison` grey raises,
+    of `nan` grey is answered with NaN."""
 
     name = "fake"
 
@@ -25,6 +26,7 @@ class FakeEngine:
         self.free.set()
         self.started = threading.Event()
         self.poison = 13
+        self.nan = 17
         self.delay_s = 0.0
         self.images = 0
         self.closed = False
@@ -49,8 +51,10 @@ class FakeEngine:
             inside[disc] = 0.7 + 0.1 * number
             offsets[0][disc], offsets[1][disc] = y - rows[disc], x - columns[disc]
         batch = len(images)
+        probabilities = np.repeat(inside[None], batch, axis=0)
+        probabilities[images[:, 0, 0, 0] == self.nan] = np.nan
         return {
-            "inside": np.repeat(inside[None], batch, axis=0),
+            "inside": probabilities,
             "offsets": np.repeat(offsets[None], batch, axis=0),
         }
 

@@ -185,6 +185,7 @@ def test_a_callers_request_id_is_kept_when_it_is_harmless(client: TestClient) ->
         ("/v1/segment", b"", 400, "bad_image"),
         ("/v1/segment", b"hello, this is no picture", 400, "bad_image"),
         ("/v1/segment", png()[:-30], 400, "truncated_image"),
+        ("/v1/segment", b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "unsupported_media"),
         ("/v1/segment?max_instances=0", png(), 422, "bad_parameter"),
         ("/v1/segment?mask=rle", png(), 422, "bad_parameter"),
         ("/v1/segment?masks=rle&masks=none", png(), 422, "bad_parameter"),
@@ -384,6 +385,36 @@ def test_a_bug_is_answered_as_a_problem_too(client: TestClient, monkeypatch: pyt
     response = client.post("/v1/segment", content=png())
     assert_problem(response, 500, "internal")
     assert "secret" not in response.text
+
+
+def test_an_answer_of_nan_is_ours_and_never_reaches_json(client: TestClient, loader: FakeLoader) -> None:
+    response = client.post("/v1/segment", content=png(grey=loader.engine.nan))
+    assert_problem(response, 500, "model_output_invalid")
+    assert metric(client, "seg_failures_total", code="model_output_invalid") == 1
+
+
+def test_a_server_that_shuts_down_says_so(open_client: Open) -> None:
+    client = open_client()
+    client.app.state.gate.draining = True  # type: ignore[attr-defined]
+    response = client.post("/v1/segment", content=png())
+    assert_problem(response, 503, "draining")
+    assert response.headers["connection"] == "close"
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/livez").status_code == 200
+
+
+def test_priority_is_only_for_keys_that_hold_it(open_client: Open, tmp_path: Path) -> None:
+    client = open_client()
+    assert_problem(client.post("/v1/segment?priority=1", content=png()), 403, "forbidden")
+    entries = [
+        {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "may": may}
+        for name, may in (("plain", ["segment"]), ("first", ["segment", "priority"]))
+    ]
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": entries}))
+    client = open_client(keys=tmp_path / "keys.json")
+    for name, status in (("plain", 403), ("first", 200)):
+        headers = {"authorization": f"Bearer {name}"}
+        assert client.post("/v1/segment?priority=9", content=png(), headers=headers).status_code == status
 
 
 def test_a_deadline_that_passes_is_a_504(client: TestClient, loader: FakeLoader) -> None:

@@ -18,9 +18,14 @@ def test_what_is_not_given_stays_open() -> None:
 
 def test_everything_at_once() -> None:
     items = [("score_threshold", "0.25"), ("max_instances", "7"), ("classes", "cell, debris"), ("classes", "9")]
-    parsed = parse_parameters([*items, ("masks", "none"), ("timeout_ms", "1500")])
+    parsed = parse_parameters([*items, ("masks", "none"), ("timeout_ms", "1500"), ("priority", "3")])
     assert parsed == Parameters(
-        score_threshold=0.25, max_instances=7, classes=["cell", "debris", "9"], masks="none", timeout_ms=1500
+        score_threshold=0.25,
+        max_instances=7,
+        classes=["cell", "debris", "9"],
+        masks="none",
+        timeout_ms=1500,
+        priority=3,
     )
 
 
@@ -45,7 +50,8 @@ def test_thresholds_at_their_bounds_are_taken(text: str) -> None:
         ("masks", "RLE", "rle, rle_counts, polygons, png, none"),
         ("timeout_ms", "0", "above 0"),
         ("timeout_ms", "600001", "600000"),
-        ("priority", "1", "not a parameter"),
+        ("priority", "10", "0 to 9"),
+        ("priority", "-1", "0 to 9"),
         ("scorethreshold", "0.5", "not a parameter"),
     ],
 )

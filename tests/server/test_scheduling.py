@@ -106,6 +106,28 @@ def test_an_idle_engine_takes_what_comes_at_once_and_a_waiting_batch_keeps_growi
     assert engine.batches == [[0], [1, 2, 3]]
 
 
+def test_a_higher_priority_goes_first_but_not_past_who_waited_longer_than_it_is_worth() -> None:
+    engine = Engine()
+    engine.free.clear()
+    now = [0.0]
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=1, clock=lambda: now[0])
+        tasks = [asyncio.create_task(ask(scheduler, 0))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        for number, at, priority in ((1, 0.0, 0), (2, 1.0, 0), (3, 1.5, 1), (4, 2.5, 9), (5, 2.6, 2)):
+            now[0] = at
+            submit = scheduler.submit(picture(number), (SIDE, SIDE), None, priority)
+            tasks.append(asyncio.create_task(submit))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+        engine.free.set()
+        await asyncio.gather(*tasks)
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[0], [4], [1], [3], [5], [2]]
+
+
 def test_the_oldest_job_decides_the_shape_of_the_next_batch() -> None:
     engine = Engine()
     engine.free.clear()
