@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from server import images, overlay
+from server import images, memory, overlay
 from server.errors import ImageTooLarge
 from server.formats import FORMATS
 from server.geometry import Frame
@@ -31,6 +31,8 @@ from server.segments import Segment
 from server.stages import Stages
 
 T = TypeVar("T")
+
+LARGE_PIXELS = 2_000_000  # of a picture after which freed memory goes back to the system
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,11 @@ def _decode_and_place(task: Task, max_pixels: int, spec: InputSpec, keep_image: 
     picture = images.decode(file, None if keep_image else frame.content)
     decoded = task.stages.clock()
     tensor = place(picture, frame)
-    return _Placed(tensor, frame, picture.pixels if keep_image else None, decoded, task.stages.clock())
+    image = picture.pixels if keep_image else None
+    del picture
+    if frame.size[0] * frame.size[1] > LARGE_PIXELS:
+        memory.give_back()
+    return _Placed(tensor, frame, image, decoded, task.stages.clock())
 
 
 def _segments(task: Task, found: _Found) -> list[Segment]:
