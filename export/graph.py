@@ -67,10 +67,21 @@ def write_graph(model: Exportable, path: Path) -> None:
             )
         assert program is not None
         program.save(str(path), external_data=False)
+        _forget_sources(path)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ExportError(f"the exporter failed: {type(error).__name__}: {reason}") from error
     check_laws(path, names)
+
+
+def _forget_sources(path: Path) -> None:
+    """Drop the exporter's notes on nodes: stack traces, with the paths of the machine that exported."""
+    graph = onnx.load(path)
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        del value.metadata_props[:]
+    onnx.save(graph, path)
 
 
 def check_laws(path: Path, names: list[str]) -> None:

@@ -64,18 +64,30 @@ class CenterOffsetUNet(nn.Module):
     Args:
         classes: names of the classes, in label order; this representation has one.
         widths: as for `UNet`.
+        reduced_decoding: as in `InputSpec`; standardising a dim picture enlarges what decoding leaves out.
     """
 
     planes = 5
 
     def __init__(
-        self, classes: tuple[str, ...], widths: tuple[int, ...], masks: CenterOffsetMasks, score_threshold: float
+        self,
+        classes: tuple[str, ...],
+        widths: tuple[int, ...],
+        masks: CenterOffsetMasks,
+        score_threshold: float,
+        reduced_decoding: bool = True,
     ) -> None:
         super().__init__()
         self.classes = classes
         self.masks = masks
         self.score_threshold = score_threshold
-        self.input = InputSpec(multiple=2 ** (len(widths) - 1), max_size=(1408, 1408), short_side=512, max_scale=2.0)
+        self.input = InputSpec(
+            multiple=2 ** (len(widths) - 1),
+            max_size=(1408, 1408),
+            short_side=512,
+            max_scale=2.0,
+            reduced_decoding=reduced_decoding,
+        )
         self.unet = UNet(widths, self.planes)
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -94,7 +106,7 @@ class CenterOffsetUNet(nn.Module):
 def nuclei_unet() -> CenterOffsetUNet:
     """The bundled model: nuclei in microscopy pictures, docs/models/nuclei.md."""
     masks = CenterOffsetMasks(threshold=0.55, blur=3.0, apart=15, min_votes=16, min_area=12, spread=0.4)
-    return CenterOffsetUNet(("nucleus",), (16, 32, 64, 128, 224), masks, score_threshold=0.65)
+    return CenterOffsetUNet(("nucleus",), (16, 32, 64, 128, 224), masks, 0.65, reduced_decoding=False)
 
 
 def unet_tiny() -> CenterOffsetUNet:

@@ -137,7 +137,8 @@ def _decode_and_place(task: Task, max_pixels: int, spec: InputSpec, keep_image: 
     """One hop for both, so that the full-size picture lives no longer than it must."""
     file = images.survey(task.payload, max_pixels)
     frame = spec.frame(file.size)
-    picture = images.decode(file, None if keep_image else frame.content)
+    whole = keep_image or not spec.reduced_decoding
+    picture = images.decode(file, None if whole else frame.content)
     decoded = task.stages.clock()
     tensor = place(picture, frame)
     image = picture.pixels if keep_image else None

@@ -24,6 +24,10 @@ class InputSpec(BaseModel):
     max_size: tuple[int, int] = Field(description="largest (height, width) of the tensor; a larger picture is shrunk")
     short_side: int = Field(ge=1, description="a picture with a shorter side than this is enlarged towards it")
     max_scale: float = Field(ge=1.0, description="but never by more than this factor")
+    reduced_decoding: bool = Field(
+        True,
+        description="decode a large JPEG at half or a quarter of its size; not where contrast is stretched",
+    )
 
     @model_validator(mode="after")
     def _max_size_fits(self) -> InputSpec:

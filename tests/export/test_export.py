@@ -93,6 +93,13 @@ def test_what_lies_beyond_the_picture_changes_nothing(tiny_bundle: Path) -> None
         assert (first[name] == second[name]).all()
 
 
+def test_the_bundle_tells_nothing_of_the_machine_that_wrote_it(tiny_bundle: Path, root: Path) -> None:
+    for path in (path for path in tiny_bundle.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for secret in (str(root), str(Path.home()), "site-packages", "stack_trace"):
+            assert secret.encode() not in content, f"{path.name} holds {secret}"
+
+
 def test_an_existing_bundle_is_kept_unless_told_otherwise(
     tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
