@@ -73,6 +73,7 @@ class _Found:
     """What the network said of a picture."""
 
     manifest: Manifest
+    labels: set[int] | None  # of the classes asked for; None for all
     placed: _Placed
     answer: Answer
 
@@ -116,7 +117,7 @@ class Pipeline:
     async def _find(self, task: Task, keep_image: bool) -> _Found:
         """The line as far as the network's answer."""
         manifest, scheduler = task.model.ready()
-        chosen_labels(task.parameters.classes, manifest.classes)  # refused before any work
+        labels = chosen_labels(task.parameters.classes, manifest.classes)  # an unknown one is refused before any work
         placed = await self.in_thread(_decode_and_place, task, self._max_pixels, manifest.input, keep_image)
         task.stages.mark("decode", placed.decoded)
         task.stages.mark("preprocess", placed.placed)
@@ -126,7 +127,7 @@ class Pipeline:
         )
         task.stages.mark("queue", answer.began)
         task.stages.mark("inference", answer.ended)
-        return _Found(manifest, placed, answer)
+        return _Found(manifest, labels, placed, answer)
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Compute in the codec pool."""
@@ -154,9 +155,8 @@ def _segments(task: Task, found: _Found) -> list[Segment]:
     bind(found.answer.outputs, manifest.masks.legend)
     min_score = manifest.defaults.score_threshold if threshold is None else threshold
     segments = list(manifest.masks.decode(found.answer.outputs, found.placed.frame, min_score))
-    labels = chosen_labels(task.parameters.classes, manifest.classes)
-    if labels is not None:
-        segments = [segment for segment in segments if segment.label in labels]
+    if found.labels is not None:
+        segments = [segment for segment in segments if segment.label in found.labels]
     return sorted(segments, key=lambda segment: -segment.score)
 
 

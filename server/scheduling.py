@@ -1,7 +1,7 @@
 """Many requests, one engine: who runs next, with whom, and who is refused.
 
-An idle engine takes what waits, at once. While it runs, requests gather; when it is free again, the oldest one and all
-others of its shape form the next batch. Nothing ever waits on purpose:
+An idle engine takes what waits, at once. While it runs, requests gather; when it is free again, the oldest one
+(by age and priority) and all others of its shape form the next batch. Nothing ever waits on purpose:
 
     arrivals   a  bc   d e
     engine     [a    ][b c d e ]
@@ -147,8 +147,8 @@ class Scheduler:
         Args:
             tensor: (h, w, 3) uint8.
             content: true (height, width) of the picture inside it.
-            priority: higher goes first; every second of waiting counts as one, so nobody waits for ever.
             deadline: on the scheduler's clock; a job that cannot meet it fails at once, without running.
+            priority: higher goes first; every second of waiting counts as one, so nobody waits for ever.
 
         Raises:
             Overloaded, Draining: no room, or shutting down.

@@ -22,8 +22,10 @@ from server import images
 from server.errors import RequestError, TruncatedImage
 from server.geometry import Frame, Picture
 from server.http.app import create_app
+from server.manifest import Bundle, read_bundle
 from server.masks import CenterOffsetMasks
 from server.preprocess import InputSpec, place
+from server.repository import Loaded
 from server.segments import Segment
 from server.settings import Settings
 from tests.server.fakes import FakeEngine, FakeLoader
@@ -263,6 +265,30 @@ def test_the_server_reduces_a_photograph_and_answers_in_its_own_pixels(tiny_bund
     height, width = reduced.shape[:2]
     np.testing.assert_array_equal(engine.seen[:height, :width], reduced)
     assert (reduced != full).any()
+
+
+def test_a_manifest_that_forbids_it_has_photographs_decoded_in_full(tiny_bundle: Path) -> None:
+    bundle = read_bundle(tiny_bundle)
+    forbidding = bundle.manifest.input.model_copy(update={"reduced_decoding": False})
+    manifest = bundle.manifest.model_copy(update={"input": forbidding})
+    engine = Witness()
+
+    def load(folder: Path, threads: int) -> Loaded:
+        return Loaded(Bundle(folder, manifest), engine, pace_s=1e-9)
+
+    payload = encode(photograph((3023, 4031), unit=3), "JPEG", quality=90)
+    settings = Settings.model_validate({"bundles": tiny_bundle.parent.parent, "threads": 2})
+    with TestClient(create_app(settings, load)) as client:
+        while client.get("/readyz").status_code != 200:
+            sleep(0.01)
+        assert client.post("/v1/segment", content=payload).status_code == 200
+    reduced, full, _ = tensors(payload, 1408)
+    np.testing.assert_array_equal(engine.seen[: full.shape[0], : full.shape[1]], full)
+    assert (reduced != full).any()
+
+
+def test_the_nuclei_model_forbids_it(root: Path) -> None:
+    assert not read_bundle(root / "bundles/nuclei/1").manifest.input.reduced_decoding
 
 
 def test_reducing_a_photograph_spares_most_of_its_memory() -> None:
