@@ -15,7 +15,7 @@ LOCK := .venv-lock/bin/uv pip compile --universal --python-version 3.11 --no-emi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format export eval-nuclei train-nuclei bench lock clean
+.PHONY: help setup serve test check format export eval-nuclei train-nuclei bench load lock clean
 
 help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,12 +47,17 @@ eval-nuclei: .venv/.ok ## score the bundled nuclei model on the pictures under D
 train-nuclei: .venv/.ok ## train the nuclei model again, from the pictures under DATA=../shared/data
 	$(DEV) -m training.nuclei --data $(DATA)/nuclei $(ARGS)
 
-bench: .venv/.ok ## measure the mask path, the codecs and the server
+bench: .venv/.ok ## measure the mask path, the codecs, the server, and it beside a bare loop
 	$(DEV) -m bench $(ARGS)
+
+load: .venv-serve/.ok ## drive the server on PORT=8000 for 10 seconds (ARGS='--rate 50', '--find-max --p99-ms 500')
+	$(SERVE) -m loadtest http://127.0.0.1:$(PORT) $(ARGS)
 
 lock: .venv-lock/.ok ## write requirements/*.txt from requirements/*.in (ARGS=--upgrade takes the newest releases)
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --quiet --generate-hashes $(ARGS) requirements/serve.in -o requirements/serve.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --quiet --generate-hashes $(ARGS) requirements/gpu.in -o requirements/gpu.txt
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --quiet $(ARGS) requirements/dev.in -o requirements/dev.txt
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(LOCK) --quiet -c requirements/dev.txt $(ARGS) requirements/export.in -o requirements/export.txt
 
 clean: ## remove the environments and caches; bundles and training runs stay
 	rm -rf .venv .venv-serve .venv-lock .mypy_cache .ruff_cache .pytest_cache .hypothesis

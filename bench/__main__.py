@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from bench import latency, masks, photos
+from bench import latency, masks, peers, photos, prototypes
 
 
 def main() -> int:
     failed = 0
-    for part in (masks, photos, latency):
+    for part in (masks, prototypes, photos, latency):
         failed += part.main() != 0
         print(flush=True)
+    failed += peers.main([]) != 0
     return failed
 
 

@@ -5,31 +5,34 @@ from __future__ import annotations
 import datetime
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from export.errors import ExportError
-from export.graph import tensor_shapes
-from export.parity import inputs_for, run_model
-from export.source import Exportable
+from export.laws import Axes
+from server.engines import Tensors
 from server.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
-    MODEL_FILE,
     ClassName,
     Defaults,
     Golden,
     Manifest,
     Parity,
+    ParityRun,
     TensorSpec,
     sha256_of,
 )
+from server.masks import AnyMasks
+from server.preprocess import FixedInput, InputSpec
 
-GOLDEN_TOLERANCE = {"onnxruntime-cpu/fp32": 1e-3}
+Precision = Literal["fp32", "fp16", "int8"]
+
+GOLDEN_TOLERANCE = 1e-3
 
 
 @contextmanager
@@ -59,48 +62,101 @@ def whole_or_nothing(target: Path, replace: bool) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_golden(model: Exportable, folder: Path) -> None:
-    """One small input and what PyTorch makes of it."""
-    inputs = inputs_for(model, 1, seed=7)
+def write_golden(folder: Path, inputs: Tensors, outputs: Tensors) -> None:
+    """One small input and what the reference makes of it."""
     path = folder / GOLDEN_FILE
     path.parent.mkdir()
-    np.savez_compressed(path, **inputs, **run_model(model, inputs))  # type: ignore[arg-type]
+    np.savez_compressed(path, **inputs, **outputs)  # type: ignore[arg-type]
 
 
 def write_manifest(
-    model: Exportable,
     folder: Path,
     target: Path,
     *,
+    input: InputSpec | FixedInput,  # noqa: A002 - the manifest's word
+    masks: AnyMasks,
+    outputs: Mapping[str, tuple[str, Axes]],
     max_batch: int,
-    classes: tuple[str, ...],
+    classes: Sequence[str],
     score_threshold: float,
+    origin: Literal["pytorch", "onnxruntime-cpu"],
+    precision: Precision,
     parity: Parity,
     provenance: dict[str, Any],
 ) -> Manifest:
-    """The promise, last of all: it lists the sha256 of everything else."""
+    """The promise, last of all: it lists the sha256 of everything else.
+
+    Args:
+        outputs: name -> (dtype, shape) of what the graph answers.
+        origin: who answered the golden sample.
+    """
     files = {
         path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    outputs = [
-        TensorSpec.model_validate({"name": name, "dtype": dtype, "shape": shape})
-        for name, (dtype, shape) in tensor_shapes(folder / MODEL_FILE).items()
-    ]
     manifest = Manifest(
         schema_version=1,
         name=target.parent.name,
         version=int(target.name),
-        input=model.input,
-        masks=model.masks,
+        input=input,
+        masks=masks,
         classes=[ClassName(id=number, name=name) for number, name in enumerate(classes, start=1)],
-        outputs=outputs,
+        outputs=[
+            TensorSpec.model_validate({"name": name, "dtype": dtype, "shape": shape})
+            for name, (dtype, shape) in outputs.items()
+        ],
         max_batch=max_batch,
-        precision="fp32",
+        precision=precision,
         defaults=Defaults(score_threshold=score_threshold),
-        golden=Golden(origin="pytorch", tolerance=GOLDEN_TOLERANCE),
+        golden=Golden(origin=origin, tolerance={f"onnxruntime-cpu/{precision}": GOLDEN_TOLERANCE}),
         files=files,
         provenance=provenance | {"written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
         parity=parity,
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """One name a line, in label order; empty lines do not count.
+
+    Raises:
+        ExportError: no such file, no names, or one of them twice.
+    """
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExportError(f"cannot read --classes {path}: {error}") from None
+    if not names or len(set(names)) != len(names):
+        raise ExportError(f"{path} names {len(names)} classes, {len(set(names))} of them different; one name a line")
+    return names
+
+
+def check_options(max_batch: int, score_threshold: float | None) -> None:
+    """
+    Raises:
+        ExportError: a number of the command line lies outside its range.
+    """
+    if max_batch < 1:
+        raise ExportError(f"--max-batch {max_batch} should be at least 1")
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        raise ExportError(f"--score-threshold {score_threshold} should lie in 0..1")
+
+
+def proven_batches(max_batch: int) -> list[int]:
+    """Batch sizes that are tried: 1, 2, 3 and the largest."""
+    return sorted({1, 2, 3, max_batch} & set(range(1, max_batch + 1)))
+
+
+def print_bundle(manifest: Manifest, target: Path, seconds: float) -> None:
+    """What was written, what was measured, and what to do next."""
+    print(f"\nwrote {target} in {seconds:.0f} s: kind {manifest.masks.kind}, {len(manifest.classes)} classes")
+    width = max(28, *(len(_errors(run)) for run in manifest.parity.runs))
+    print(f"{'batch':>7}  {'input':>11}  {'largest error':>{width}}  {'row against alone':>18}")
+    for run in manifest.parity.runs:
+        size = f"{run.input_size[0]:>5}x{run.input_size[1]:<5}"
+        print(f"{run.batch:>7}  {size}  {_errors(run):>{width}}  {run.alone_error:>18g}")
+    print(f"serve it: python -m server --bundles {target.parent.parent}")
+
+
+def _errors(run: ParityRun) -> str:
+    return ", ".join(f"{name} {error:.1e}" for name, error in run.largest_error.items() if error) or "none"

@@ -1,4 +1,4 @@
-"""PyTorch module to ONNX file, and the laws every graph keeps.
+"""PyTorch module to ONNX file.
 
 Traced with a batch of two, because a batch of one would be baked in; height and width stay free in multiples.
 """
@@ -14,11 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from export.laws import OPSET, check_laws
 from export.source import Exportable
-
-OPSET = 20
-FORBIDDEN = {"NonZero", "If", "Loop", "Compress"}
-FORBIDDEN_PREFIX = "Sequence"
 
 
 class _Ordered(nn.Module):
@@ -82,39 +79,3 @@ def _forget_sources(path: Path) -> None:
     for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
         del value.metadata_props[:]
     onnx.save(graph, path)
-
-
-def check_laws(path: Path, names: list[str]) -> None:
-    """
-    Raises:
-        ExportError: another opset, a forbidden operator, wrong inputs or outputs, or a batch axis that is not free.
-    """
-    graph = onnx.load(path)
-    onnx.checker.check_model(graph, full_check=True)
-    versions = {entry.domain: entry.version for entry in graph.opset_import}
-    if versions != {"": OPSET}:
-        raise ExportError(f"the graph should need opset {{'': {OPSET}}} alone, it needs {versions}")
-    used = {node.op_type for node in graph.graph.node}
-    forbidden = {op for op in used if op in FORBIDDEN or op.startswith(FORBIDDEN_PREFIX)}
-    if forbidden:
-        raise ExportError(
-            f"the graph uses {sorted(forbidden)}: its shapes depend on its data; use fixed sizes and where()"
-        )
-    if [value.name for value in graph.graph.input] != ["images", "sizes"]:
-        raise ExportError(f"inputs should be images and sizes, got {[value.name for value in graph.graph.input]}")
-    if [value.name for value in graph.graph.output] != names:
-        raise ExportError(f"outputs should be {names}, got {[value.name for value in graph.graph.output]}")
-    for value in (*graph.graph.input, *graph.graph.output):
-        if not value.type.tensor_type.shape.dim[0].dim_param:
-            raise ExportError(f"the batch axis of '{value.name}' is fixed; something in the model depends on it")
-
-
-def tensor_shapes(path: Path) -> dict[str, tuple[str, list[int | str]]]:
-    """Output name -> (dtype, shape), free axes by name."""
-    graph = onnx.load(path, load_external_data=False)
-    found: dict[str, tuple[str, list[int | str]]] = {}
-    for value in graph.graph.output:
-        tensor = value.type.tensor_type
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-        found[value.name] = dtype, [axis.dim_param or int(axis.dim_value) for axis in tensor.shape.dim]
-    return found

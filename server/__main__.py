@@ -5,54 +5,60 @@ from __future__ import annotations
 import logging
 import sys
 
-import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from server.cores import choose_workers, has_gpu, usable_cores
 from server.errors import StartupError
-from server.http.app import create_app
-from server.http.serving import Server, protocol_with_header_timeout
+from server.logs import logging_to_stderr
 from server.settings import Settings
+from server.watchdog import leave
 
-LINE = "%(asctime)s %(levelname)s %(message)s"
+log = logging.getLogger("maskserve")
 
 
 def main() -> int:
-    """0 after a clean stop, 2 when it cannot start."""
-    logging.basicConfig(level=logging.INFO, format=LINE)
+    """0 after a clean stop, 2 when it cannot start, 1 when it ended by a bug or an engine that hangs."""
     try:
         settings = CliApp.run(Settings)
-        app = create_app(settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         flag = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
         print(f"{flag}: {first['msg']} (got {first['input']!r}); see --help", file=sys.stderr)
         return 2
+    workers = choose_workers(settings.workers, usable_cores(), has_gpu())
+    try:
+        if workers > 1 and sys.platform != "win32":
+            from server.processes.supervisor import supervise
+
+            return supervise(settings, workers)
+        with logging_to_stderr(settings.log_style, settings.log_level):
+            return serve(settings)
     except StartupError as error:
         print(f"cannot start: {error}", file=sys.stderr)
         return 2
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        http=protocol_with_header_timeout(settings.header_timeout_s),
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=settings.drain_s,
-    )
 
-    def drain() -> None:
-        app.state.gate.draining = True
 
-    server = Server(config, drain)
-    server.run()
-    return 0 if server.started else 2
+def serve(settings: Settings) -> int:
+    """All in this process.
+
+    Raises:
+        StartupError: it cannot start.
+    """
+    from server.http.app import create_app
+    from server.http.serving import run_server
+
+    try:
+        app = create_app(settings)
+        lines = f"{settings.log_share * 100:g} % of the successful requests get a line here, failed ones always"
+        log.info("%s (--log-sample, --log-format)", lines)
+        return run_server(app, settings)
+    except StartupError:
+        raise
+    except Exception:
+        log.critical("the server ended by a bug", exc_info=True)
+        return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -32,6 +32,7 @@
         ├── HashMismatch
         ├── GoldenMismatch
         ├── UnsupportedModelFile
+        ├── BadAddress
         └── BadKeys
 
 A message says what, what was expected, what came, what to do next. It reaches the client as it is, so it never holds a
@@ -217,6 +218,10 @@ class HashMismatch(StartupError):
 
 class GoldenMismatch(StartupError):
     """The engine does not reproduce the bundle's golden sample."""
+
+
+class BadAddress(StartupError):
+    """The server cannot listen there."""
 
 
 class BadKeys(StartupError):

@@ -37,6 +37,7 @@ class Frame:
     size: tuple[int, int]  # of the upright original
     input_size: tuple[int, int]  # of the tensor, padding included
     content: tuple[int, int]  # of the resized picture inside the tensor
+    antialias: bool = True  # a pixel of a shrunk picture is the mean of all it covers, or lies between four of them
 
     @property
     def scale(self) -> tuple[float, float]:

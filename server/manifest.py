@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from server.errors import BadManifest, HashMismatch
 from server.masks import AnyMasks
-from server.preprocess import InputSpec
+from server.preprocess import AnyInput
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "manifest.json"
@@ -64,7 +64,7 @@ class Golden(_Strict):
 
 
 class ParityRun(_Strict):
-    """PyTorch against the exported graph at one batch size."""
+    """The reference against the graph at one batch size."""
 
     batch: int
     input_size: tuple[int, int]
@@ -73,7 +73,7 @@ class ParityRun(_Strict):
 
 
 class Parity(_Strict):
-    reference: str
+    reference: str = Field(description="PyTorch; of an adopted graph, each image alone")
     engine: str
     tolerance: float
     runs: list[ParityRun]
@@ -83,7 +83,7 @@ class Manifest(_Strict):
     schema_version: Literal[1]
     name: Name
     version: int = Field(ge=1)
-    input: InputSpec
+    input: AnyInput
     masks: AnyMasks
     classes: list[ClassName] = Field(min_length=1, description="in label order")
     outputs: list[TensorSpec]
@@ -123,6 +123,18 @@ def read_bundle(folder: Path) -> Bundle:
         BadManifest: `manifest.json` is missing, malformed, or lists a path outside the folder.
         HashMismatch: a file is missing or differs from its sha256.
     """
+    manifest = read_manifest(folder)
+    for name, promised in manifest.files.items():
+        _check_file(folder, name, promised)
+    return Bundle(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a bundle, and leave its other files alone.
+
+    Raises:
+        BadManifest: `manifest.json` is missing, malformed, or does not list what it must.
+    """
     path = folder / MANIFEST_FILE
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -144,9 +156,7 @@ def read_bundle(folder: Path) -> Bundle:
     for needed in (MODEL_FILE, GOLDEN_FILE):
         if needed not in manifest.files:
             raise BadManifest(f"{path}: files does not list {needed}")
-    for name, promised in manifest.files.items():
-        _check_file(folder, name, promised)
-    return Bundle(folder, manifest)
+    return manifest
 
 
 def _check_file(folder: Path, name: str, promised: str) -> None:

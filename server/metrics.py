@@ -1,9 +1,13 @@
 """The Prometheus metrics; names and labels are part of the contract.
 
-One registry per application, so that two of them in one process (as in tests) do not mix.
+One registry per application, so that two of them in one process (as in tests) do not mix. With several processes the
+numbers live in shared memory and are totals (`server/processes/ledger.py`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,19 +18,40 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.registry import Collector
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a start time per series doubles the page and nobody reads it
 
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 MODEL = ("model", "version")
+REJECTIONS = frozenset(("overloaded", "not_ready", "draining", "deadline_exceeded", "rate_limited"))  # by the state
+
+
+class Began(Protocol):
+    """A metric that somebody counts in, and the labels they count under."""
+
+    @property
+    def metric(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
 
 
 class Metrics:
-    """Every metric as an attribute named without its `seg_` prefix and unit."""
+    """Every metric as an attribute named without its `seg_` prefix and unit.
 
-    def __init__(self) -> None:
+    Args:
+        processes: tells of memory, time and files; of this process when left out.
+        begun: series that any process has begun to count in since it was last asked.
+    """
+
+    def __init__(self, processes: Collector | None = None, begun: Callable[[], Iterable[Began]] = tuple) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
+        if processes is None:
+            ProcessCollector(registry=self.registry)
+        else:
+            self.registry.register(processes)
+        self._begun = begun
         kind = self.registry
 
         self.requests = Counter("seg_requests", "Segmentation requests answered", (*MODEL, "status"), registry=kind)
@@ -55,6 +80,10 @@ class Metrics:
         self.cancelled = Counter("seg_cancelled", "Clients that hung up, by stage", (*MODEL, "stage"), registry=kind)
         self.wasted_images = Counter("seg_wasted_images", "Images run for clients that had gone", MODEL, registry=kind)
         self.engine_busy = Counter("seg_engine_busy_seconds", "Seconds the engine was running", MODEL, registry=kind)
+        self.event_loop_lag = Histogram(
+            "seg_event_loop_lag_seconds", "How late the event loop was, asked twice a second",
+            buckets=LATENCY_S, registry=kind,
+        )  # fmt: skip
         self.model_info = Gauge(
             "seg_model_info", "1 for every loaded model", (*MODEL, "kind", "engine", "precision"), registry=kind
         )
@@ -68,6 +97,20 @@ class Metrics:
             buckets=(1e4, 1e5, 3e5, 1e6, 2e6, 4e6, 8e6, 1.2e7, 2.5e7, 5e7), registry=kind,
         )  # fmt: skip
 
+    def begin_at_zero(self, key: tuple[str, str]) -> None:
+        """Make the series that alerts are about: one that appears with its first event has no rate for it."""
+        for status in ("200", "500", "503"):
+            self.requests.labels(*key, status)
+        for reason in REJECTIONS:
+            self.rejected.labels(*key, reason)
+
     def exposition(self) -> bytes:
         """The text that `/metrics` answers."""
+        families = {vars(family).get("_name"): family for family in vars(self).values()}
+        for series in self._begun():
+            family = families.get(series.metric)
+            if isinstance(family, Counter | Gauge | Histogram):
+                labels = series.labels[: len(family._labelnames)]  # those of a bucket end with its bound
+                if labels:
+                    family.labels(*labels)  # from here on it is shown
         return generate_latest(self.registry)

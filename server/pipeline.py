@@ -2,33 +2,32 @@
 
     bytes -> images.decode -> preprocess.place -> scheduler.submit -> manifest.masks.decode -> FORMATS[name] -> JSON
 
-Async functions wait, plain functions compute; everything that computes runs in the codec pool, never on the event loop.
+Async functions wait, plain functions compute; everything that computes runs in the workers, never on the event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from server import images, memory, overlay
-from server.errors import ImageTooLarge
+from server.errors import ImageTooLarge, ModelOutputInvalid, Overloaded
 from server.formats import FORMATS
 from server.geometry import Frame
 from server.manifest import Manifest
 from server.masks import bind
 from server.parameters import Parameters, chosen_labels
-from server.preprocess import InputSpec, place
+from server.preprocess import AnyInput, place
 from server.repository import Served
-from server.scheduling import Answer
+from server.scheduling import Answer, Backlog, Cost, Mean
 from server.segments import Segment
 from server.stages import Stages
+from server.workers import Rank, Workers
 
 T = TypeVar("T")
 
@@ -44,17 +43,17 @@ class Task:
     parameters: Parameters
     stages: Stages
     deadline: float | None  # on the clock of `stages`; the scheduler refuses what cannot meet it
-    admit: Callable[[], None]  # asked before the engine's queue, since others came while this picture was decoded
     max_bytes: int  # of the answer: instances beyond it are cut, and the answer says so
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A picture's answer, and what the metrics want to know of it."""
+    """A picture's answer, and what the metrics and the log want to know of it."""
 
     content: dict[str, Any] | bytes  # ready for JSON; or a PNG file, the overlay
-    pixels: int
+    size: tuple[int, int]  # (height, width)
     instances: int
+    batch_size: int  # of the engine run it was in
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +63,7 @@ class _Placed:
     tensor: NDArray[np.uint8]  # (h, w, 3)
     frame: Frame
     image: NDArray[np.uint8] | None  # (H, W, 3), where it is drawn upon later
+    began: float
     decoded: float
     placed: float
 
@@ -78,16 +78,52 @@ class _Found:
     answer: Answer
 
 
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[T]):
+    """What the last step made, and when."""
+
+    content: T
+    instances: int
+    size: tuple[int, int]
+    answer: Answer
+    began: float
+    ended: float
+
+    @property
+    def batch_size(self) -> int:
+        return self.answer.batch_size
+
+
 class Pipeline:
     """
     Args:
-        pool: where computing happens.
+        workers: where computing happens.
         max_pixels: larger images are refused from their header.
+        max_wait_s: `check_admission` refuses when the workers are predicted to be busy for longer.
     """
 
-    def __init__(self, pool: Executor, max_pixels: int) -> None:
-        self._pool = pool
+    def __init__(self, workers: Workers, max_pixels: int, max_wait_s: float) -> None:
+        self._workers = workers
         self._max_pixels = max_pixels
+        self._max_wait_s = max_wait_s
+        self._backlog = Backlog(workers.width)
+        self._decode = Cost(1e-4, 1e-8)  # seconds per file and per byte of it
+        self._masks = Cost(3e-4, 2e-5)  # seconds per picture and per instance
+        self._instances = Mean(10.0)
+        self._input_pixels = Mean(250_000.0)
+
+    def check_admission(self, model: Served) -> None:
+        """Should a picture be let in now? Cheap: asked before a body is read and after.
+
+        Raises:
+            NotReady, Draining: the model does not answer now.
+            Overloaded: too many wait, or for too long; never while a worker and the engine are idle.
+        """
+        model.ready()[1].check_admission()
+        wait = self._backlog.wait_s()
+        if wait > self._max_wait_s:
+            limit = f"{wait * 1000:.0f} ms of work wait; the limit is {self._max_wait_s * 1000:.0f} ms"
+            raise Overloaded(f"{limit} (MASKSERVE_MAX_WAIT_MS)", retry_after_s=wait - self._max_wait_s)
 
     async def segment(self, task: Task) -> Result:
         """A picture's instances, in the form its parameters ask for.
@@ -95,12 +131,9 @@ class Pipeline:
         Raises:
             RequestError, ServiceError: as the tree in `server.errors` says.
         """
-        found = await self._find(task, keep_image=False)
-        content, done = await self.in_thread(_render, task, found)
-        task.stages.mark("masks", done)
-        content |= {"timing_ms": task.stages.milliseconds(), "batch_size": found.answer.batch_size}
-        height, width = found.placed.frame.size
-        return Result(content, height * width, len(content["instances"]))
+        done = await self._through(task, _render, keep_image=False)
+        timing = {"timing_ms": task.stages.milliseconds(), "batch_size": done.batch_size}
+        return Result(done.content | timing, done.size, done.instances, done.batch_size)
 
     async def overlay(self, task: Task) -> Result:
         """The picture with its masks drawn in, at its full size.
@@ -108,34 +141,53 @@ class Pipeline:
         Raises:
             RequestError, ServiceError: as the tree in `server.errors` says.
         """
-        found = await self._find(task, keep_image=True)
-        drawing, instances, done = await self.in_thread(_draw, task, found)
-        task.stages.mark("masks", done)
-        height, width = found.placed.frame.size
-        return Result(drawing, height * width, instances)
+        done = await self._through(task, _draw, keep_image=True)
+        return Result(done.content, done.size, done.instances, done.batch_size)
 
-    async def _find(self, task: Task, keep_image: bool) -> _Found:
-        """The line as far as the network's answer."""
+    async def _through(self, task: Task, last: Callable[[Task, _Found], tuple[T, int]], keep_image: bool) -> _Done[T]:
+        """The line, whose last step makes the answer's content and says how many instances are in it."""
         manifest, scheduler = task.model.ready()
         labels = chosen_labels(task.parameters.classes, manifest.classes)  # an unknown one is refused before any work
-        placed = await self.in_thread(_decode_and_place, task, self._max_pixels, manifest.input, keep_image)
-        task.stages.mark("decode", placed.decoded)
-        task.stages.mark("preprocess", placed.placed)
-        task.admit()
-        answer = await scheduler.submit(
-            placed.tensor, placed.frame.content, task.deadline, task.parameters.priority or 0
-        )
-        task.stages.mark("queue", answer.began)
-        task.stages.mark("inference", answer.ended)
-        return _Found(manifest, labels, placed, answer)
+        with self._backlog.enter(self._expected_s(task)) as entry:
+            placed = await self.in_thread(
+                Rank.DECODE, _decode_and_place, task, self._max_pixels, manifest.input, keep_image
+            )
+            task.stages.mark("decode", placed.decoded)
+            task.stages.mark("preprocess", placed.placed)
+            self._decode.learn(placed.placed - placed.began, 1, len(task.payload))
+            input_pixels = placed.tensor.shape[0] * placed.tensor.shape[1]
+            self._input_pixels.learn(input_pixels)
+            entry.expects(scheduler.worker_seconds(input_pixels) + self._masks.predict(1, self._instances.value))
 
-    async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
-        """Compute in the codec pool."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+            def finish(answer: Answer) -> _Done[T]:
+                began = task.stages.clock()
+                content, instances = last(task, _Found(manifest, labels, placed, answer))
+                ended = task.stages.clock()
+                return _Done(content, instances, placed.frame.size, answer, began, ended)
+
+            deadline, priority = task.deadline, task.parameters.priority or 0
+            done = await scheduler.submit(placed.tensor, placed.frame.content, finish, deadline, priority)
+        task.stages.mark("queue", done.answer.began)
+        task.stages.mark("inference", done.answer.ended)
+        task.stages.mark("masks", done.ended)
+        self._masks.learn(done.ended - done.began, 1, done.instances)
+        self._instances.learn(done.instances)
+        return done
+
+    def _expected_s(self, task: Task) -> float:
+        """Seconds of a worker that a picture will take, of which nothing is known but its file's size."""
+        run_s = task.model.ready()[1].worker_seconds(self._input_pixels.value)
+        masks_s = self._masks.predict(1, self._instances.value)
+        return self._decode.predict(1, len(task.payload)) + run_s + masks_s
+
+    async def in_thread(self, rank: Rank, work: Callable[..., T], *args: Any) -> T:
+        """Compute in a worker."""
+        return await self._workers.run(rank, work, *args)
 
 
-def _decode_and_place(task: Task, max_pixels: int, spec: InputSpec, keep_image: bool) -> _Placed:
+def _decode_and_place(task: Task, max_pixels: int, spec: AnyInput, keep_image: bool) -> _Placed:
     """One hop for both, so that the full-size picture lives no longer than it must."""
+    began = task.stages.clock()
     file = images.survey(task.payload, max_pixels)
     frame = spec.frame(file.size)
     whole = keep_image or not spec.reduced_decoding
@@ -146,7 +198,7 @@ def _decode_and_place(task: Task, max_pixels: int, spec: InputSpec, keep_image: 
     del picture
     if frame.size[0] * frame.size[1] > LARGE_PIXELS:
         memory.give_back()
-    return _Placed(tensor, frame, image, decoded, task.stages.clock())
+    return _Placed(tensor, frame, image, began, decoded, task.stages.clock())
 
 
 def _segments(task: Task, found: _Found) -> list[Segment]:
@@ -155,27 +207,36 @@ def _segments(task: Task, found: _Found) -> list[Segment]:
     bind(found.answer.outputs, manifest.masks.legend)
     min_score = manifest.defaults.score_threshold if threshold is None else threshold
     segments = list(manifest.masks.decode(found.answer.outputs, found.placed.frame, min_score))
+    if any(not 0 <= segment.label < len(manifest.classes) for segment in segments):
+        raise ModelOutputInvalid(f"the network answered a class that is none of the {len(manifest.classes)} it has")
     if found.labels is not None:
         segments = [segment for segment in segments if segment.label in found.labels]
     return sorted(segments, key=lambda segment: -segment.score)
 
 
-def _render(task: Task, found: _Found) -> tuple[dict[str, Any], float]:
-    """From tensors to the answer's content, all but its timing; and when that was done."""
+def _render(task: Task, found: _Found) -> tuple[dict[str, Any], int]:
+    """From tensors to the answer's content, its large parts as JSON already, all but the timing; and its instances."""
     segments = _segments(task, found)
     manifest, size = found.manifest, found.placed.frame.size
     render = FORMATS[task.parameters.masks]
     kept = segments[: task.parameters.max_instances]
     content = render(kept, size, manifest.classes)
-    while kept and len(orjson.dumps(content)) > task.max_bytes:
+    parts = _to_json(content)
+    while kept and len(orjson.dumps(parts)) > task.max_bytes:
         kept = kept[: _how_many_fit(content, task.max_bytes)]
         content = render(kept, size, manifest.classes)
+        parts = _to_json(content)
     head = {
         "model": manifest.name,
         "version": str(manifest.version),
         "image": {"width": size[1], "height": size[0]},
     }
-    return head | content | {"truncated": len(kept) < len(segments)}, task.stages.clock()
+    return head | parts | {"truncated": len(kept) < len(segments)}, len(kept)
+
+
+def _to_json(content: dict[str, Any]) -> dict[str, orjson.Fragment]:
+    """Encoded here, in a worker; the event loop then only copies."""
+    return {key: orjson.Fragment(orjson.dumps(value)) for key, value in content.items()}
 
 
 def _how_many_fit(content: dict[str, Any], max_bytes: int) -> int:
@@ -189,8 +250,8 @@ def _how_many_fit(content: dict[str, Any], max_bytes: int) -> int:
     return len(instances) - 1
 
 
-def _draw(task: Task, found: _Found) -> tuple[bytes, int, float]:
-    """The overlay, how many instances are in it, and when that was done."""
+def _draw(task: Task, found: _Found) -> tuple[bytes, int]:
+    """The overlay, and how many instances are in it."""
     image = found.placed.image
     if image is None:
         raise RuntimeError("an overlay without its picture. This is a bug in the pipeline.")
@@ -199,4 +260,4 @@ def _draw(task: Task, found: _Found) -> tuple[bytes, int, float]:
     if len(drawing) > task.max_bytes:
         size = f"the overlay is {len(drawing) / 1e6:.0f} MB; the limit is {task.max_bytes / 1e6:g} MB"
         raise ImageTooLarge(f"{size} (MASKSERVE_MAX_RESPONSE_MB); ask for JSON and draw it yourself")
-    return drawing, len(segments), task.stages.clock()
+    return drawing, len(segments)

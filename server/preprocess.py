@@ -7,10 +7,12 @@ model (short side 512, at most twice the size, multiples of 16) a picture of 256
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from server.geometry import Frame, Picture
 
@@ -44,10 +46,49 @@ class InputSpec(BaseModel):
         return Frame(size=size, input_size=(padded[0], padded[1]), content=content)
 
 
+class FixedInput(BaseModel):
+    """Where the graph takes one input size only; in place of an `InputSpec`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[int, int] = Field(description="(height, width) of the tensor, pixels")
+    resize: Literal["stretch", "letterbox"] = Field(
+        description="fill the tensor and let the sides change their ratio, or keep the ratio and fill up with zeros"
+    )
+    shrink: Literal["area", "linear"] = Field(
+        "area", description="mean of the pixels that become one, or bilinear between four of them (cv2.INTER_LINEAR)"
+    )
+    reduced_decoding: bool = Field(True, description="as in `InputSpec`")
+
+    @model_validator(mode="after")
+    def _has_pixels(self) -> FixedInput:
+        if min(self.size) < 1:
+            raise ValueError(f"size {self.size} has no pixels")
+        return self
+
+    def frame(self, size: tuple[int, int]) -> Frame:
+        """Where a picture of `size` (height, width) comes to lie."""
+        antialias = self.shrink == "area"
+        if self.resize == "stretch":
+            return Frame(size=size, input_size=self.size, content=self.size, antialias=antialias)
+        scale = min(self.size[0] / size[0], self.size[1] / size[1])
+        content = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        return Frame(size=size, input_size=self.size, content=content, antialias=antialias)
+
+
+def _free_or_fixed(value: Any) -> str:
+    return "fixed" if isinstance(value, FixedInput) or (isinstance(value, dict) and "size" in value) else "free"
+
+
+AnyInput = Annotated[
+    Annotated[InputSpec, Tag("free")] | Annotated[FixedInput, Tag("fixed")], Discriminator(_free_or_fixed)
+]
+
+
 def place(picture: Picture, frame: Frame) -> NDArray[np.uint8]:
     """Scale a picture and lay it into the network's input.
 
-    Enlarging is bilinear, shrinking averages areas, both with pixel centres aligned.
+    Enlarging is bilinear, shrinking averages areas unless the frame says otherwise, both with pixel centres aligned.
 
     Args:
         picture: of `frame.size`, or reduced with `frame.content` in view.
@@ -73,7 +114,8 @@ def _scale(picture: Picture, frame: Frame) -> NDArray[np.uint8]:
     rows, columns = picture.pixels.shape[:2]
     vertical = frame.scale[0] * (bottom - top) / rows
     horizontal = frame.scale[1] * (right - left) / columns
-    how = cv2.INTER_AREA if vertical < 1 or horizontal < 1 else cv2.INTER_LINEAR
+    shrunk = vertical < 1 or horizontal < 1
+    how = cv2.INTER_AREA if shrunk and frame.antialias else cv2.INTER_LINEAR
     turned = np.s_[:: -1 if top < 0 else 1, :: -1 if left < 0 else 1]
     pixels = np.ascontiguousarray(picture.pixels[turned])
     scaled = cv2.resize(pixels, None, fx=horizontal, fy=vertical, interpolation=how)

@@ -8,27 +8,32 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from server.engines import Engine, load_engine
+from server.engines import Engine, Tensors, load_engine
 from server.errors import (
     BadManifest,
     BadParameter,
     GoldenMismatch,
+    HashMismatch,
     NotReady,
     StartupError,
     UnknownModel,
     UnknownVersion,
 )
-from server.manifest import GOLDEN_FILE, MODEL_FILE, Bundle, Manifest, read_bundle
+from server.manifest import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Bundle, Manifest, read_bundle, sha256_of
 from server.masks import bind
-from server.scheduling import Scheduler
+from server.scheduling import Answer
+from server.scheduling.scheduler import GUESS_RUN_S
 
 log = logging.getLogger("maskserve")
+
+T = TypeVar("T")
 
 State = Literal["loading", "ready", "failed", "closed"]
 
@@ -39,7 +44,66 @@ class Loaded:
 
     bundle: Bundle
     engine: Engine
-    pace_s: float  # seconds per input pixel, of the warm-up
+    pace_s: float  # seconds per input pixel of a run, and ...
+    run_s: float = GUESS_RUN_S  # ... seconds of every run besides, both of the warm-up
+
+
+class Batcher(Protocol):
+    """Where pictures meet in batches: the `Scheduler` of this process, or the way to that of the engine process."""
+
+    def check_admission(self) -> None:
+        """
+        Raises:
+            NotReady, Draining, Overloaded: a request that came now would be refused.
+        """
+
+    def worker_seconds(self, pixels: float) -> float:
+        """What an image of `pixels` takes of this process' workers besides decoding and masks."""
+
+    async def submit(
+        self,
+        tensor: NDArray[np.uint8],
+        content: tuple[int, int],
+        finish: Callable[[Answer], T],
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> T:
+        """See `Scheduler.submit`."""
+
+    async def close(self, limit_s: float) -> None:
+        """Refuse new jobs and finish those that wait, for at most `limit_s`."""
+
+
+class Condition(Protocol):
+    """How a model is doing; several processes may read one."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def reason(self) -> str:
+        """For people."""
+
+    @property
+    def engine(self) -> str:
+        """The runtime and its device; empty until the model was ready once."""
+
+    def become(self, state: State, reason: str, engine: str | None = None) -> None:
+        """Without `engine` that stays as it was."""
+
+
+@dataclass(slots=True)
+class Known:
+    """A condition known in one process."""
+
+    state: State = "loading"
+    reason: str = "waits to be loaded"
+    engine: str = ""
+
+    def become(self, state: State, reason: str, engine: str | None = None) -> None:
+        self.state, self.reason = state, reason
+        if engine is not None:
+            self.engine = engine
 
 
 @dataclass(slots=True)
@@ -49,28 +113,25 @@ class Served:
     name: str
     version: int
     folder: Path
-    state: State = "loading"
-    reason: str = "waits to be loaded"
-    loaded: Loaded | None = None
-    scheduler: Scheduler | None = None
+    condition: Condition = field(default_factory=Known)
+    manifest: Manifest | None = None
+    batcher: Batcher | None = None
+    digest: str | None = None  # sha256 of the manifest that all processes must read; None where there is one process
 
     @property
     def key(self) -> tuple[str, str]:
         """The `model` and `version` labels."""
         return self.name, str(self.version)
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.ready()[0]
-
-    def ready(self) -> tuple[Manifest, Scheduler]:
+    def ready(self) -> tuple[Manifest, Batcher]:
         """
         Raises:
             NotReady: still loading, or failed to.
         """
-        if self.state != "ready" or self.loaded is None or self.scheduler is None:
-            raise NotReady(f"model '{self.name}' version {self.version} is {self.state}", retry_after_s=1.0)
-        return self.loaded.bundle.manifest, self.scheduler
+        state = self.condition.state
+        if state != "ready" or self.manifest is None or self.batcher is None:
+            raise NotReady(f"model '{self.name}' version {self.version} is {state}", retry_after_s=1.0)
+        return self.manifest, self.batcher
 
 
 def load(folder: Path, threads: int) -> Loaded:
@@ -82,18 +143,42 @@ def load(folder: Path, threads: int) -> Loaded:
     bundle = read_bundle(folder)
     engine = load_engine(folder / MODEL_FILE, threads)
     try:
-        pace_s = prove_golden(bundle, engine)
+        sample = prove_golden(bundle, engine)
+        pace_s, run_s = measure(engine, sample, bundle.manifest.max_batch)
     except BaseException:
         engine.close()
         raise
-    return Loaded(bundle, engine, pace_s)
+    return Loaded(bundle, engine, pace_s, run_s)
 
 
-def prove_golden(bundle: Bundle, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Run the golden sample twice: once to compare, once warm to measure.
+def measure(
+    engine: Engine, sample: Tensors, max_batch: int, clock: Callable[[], float] = time.perf_counter
+) -> tuple[float, float]:
+    """Run one image and two, warm.
 
     Returns:
-        Seconds per input pixel.
+        Seconds per input pixel, and seconds per run besides.
+    """
+
+    def seconds(inputs: Tensors) -> float:
+        began = clock()
+        engine.run(inputs)
+        return clock() - began
+
+    pixels = sample["images"].shape[1] * sample["images"].shape[2]
+    one = min(seconds(sample) for _ in range(2))
+    if max_batch < 2:
+        return one / pixels, GUESS_RUN_S
+    two = seconds({name: np.repeat(tensor, 2, axis=0) for name, tensor in sample.items()})
+    each = min(max(two - one, one / 10), one)  # a tenth: a measurement this short is never better than that
+    return each / pixels, max(one - each, GUESS_RUN_S)
+
+
+def prove_golden(bundle: Bundle, engine: Engine) -> Tensors:
+    """Run the golden sample in both ways an engine has, and compare.
+
+    Returns:
+        The sample's inputs, one image.
 
     Raises:
         GoldenMismatch: the engine answers something else than the bundle was exported with.
@@ -108,36 +193,53 @@ def prove_golden(bundle: Bundle, engine: Engine, clock: Callable[[], float] = ti
     with np.load(bundle.folder / GOLDEN_FILE, allow_pickle=False) as sample:
         golden = {name: sample[name] for name in sample.files}
     inputs = {name: golden.pop(name) for name in ("images", "sizes")}
-    outputs = engine.run(inputs)
-    bind({name: tensor[0] for name, tensor in outputs.items()}, manifest.masks.legend)
-    for name, wanted in golden.items():
-        error = float(np.abs(outputs[name].astype(np.float64) - wanted).max())
-        if not error <= tolerance:
-            raise GoldenMismatch(
-                f"{bundle.folder}: output '{name}' differs from the golden sample by {error:.2g}, "
-                f"allowed is {tolerance:.2g} on {kind}; run the export again on this machine"
-            )
-    began = clock()
-    engine.run(inputs)
-    return float((clock() - began) / (inputs["images"].shape[1] * inputs["images"].shape[2]))
+    for outputs in (engine.run(inputs), engine.run_alone(inputs)):
+        bind({name: tensor[0] for name, tensor in outputs.items()}, manifest.masks.legend)
+        for name, wanted in golden.items():
+            error = float(np.abs(outputs[name].astype(np.float64) - wanted).max())
+            if not error <= tolerance:
+                raise GoldenMismatch(
+                    f"{bundle.folder}: output '{name}' differs from the golden sample by {error:.2g}, "
+                    f"allowed is {tolerance:.2g} on {kind}; run the export again on this machine"
+                )
+    return inputs
+
+
+def find_models(bundles: Path) -> list[Served]:
+    """Everything below one bundles folder, which holds `<model>/<version>/manifest.json`.
+
+    Raises:
+        BadManifest: the folder holds no bundle at all.
+    """
+    found = [(path.parent.parent.name, path.parent) for path in sorted(bundles.glob("*/*/manifest.json"))]
+    models = [Served(name, int(folder.name), folder) for name, folder in found if folder.name.isdecimal()]
+    if not models:
+        raise BadManifest(f"no bundle in '{bundles}' (looked for <model>/<version>/manifest.json); see --bundles")
+    return models
+
+
+def check_digest(model: Served) -> None:
+    """
+    Raises:
+        HashMismatch: the manifest on the disk is not the one that the other processes know.
+    """
+    if model.digest is not None and sha256_of(model.folder / MANIFEST_FILE) != model.digest:
+        raise HashMismatch(f"{model.folder} has changed since the server was started; start it again to serve that")
 
 
 class Repository:
-    """Everything below one bundles folder.
+    """All models that are served.
 
     Args:
-        bundles: holds `<model>/<version>/manifest.json`.
+        models: at least one.
         default_model: what no name means when there are several.
 
     Raises:
-        BadManifest: the folder holds no bundle at all, or not the default model.
+        BadManifest: the default model is not among them.
     """
 
-    def __init__(self, bundles: Path, default_model: str | None) -> None:
-        found = [(path.parent.parent.name, path.parent) for path in sorted(bundles.glob("*/*/manifest.json"))]
-        self.models = [Served(name, int(folder.name), folder) for name, folder in found if folder.name.isdecimal()]
-        if not self.models:
-            raise BadManifest(f"no bundle in '{bundles}' (looked for <model>/<version>/manifest.json); see --bundles")
+    def __init__(self, models: list[Served], default_model: str | None) -> None:
+        self.models = models
         self.names = sorted({model.name for model in self.models})
         if default_model is not None and default_model not in self.names:
             raise BadManifest(f"--default-model '{default_model}' is not among {', '.join(self.names)}")
@@ -162,10 +264,11 @@ class Repository:
                 if str(model.version) == version:
                     return model
             raise UnknownVersion(f"'{name}' has the versions {', '.join(str(model.version) for model in versions)}")
-        return max(versions, key=lambda model: (model.state == "ready", model.version))
+        return max(versions, key=lambda model: (model.condition.state == "ready", model.version))
 
     def fail(self, model: Served, error: Exception) -> None:
         """Remember why a model is not served. Paths stay in the log; the world is told the kind of failure."""
-        log.error("model %s/%s failed to load: %s", *model.key, error)
-        model.state = "failed"
-        model.reason = f"{type(error).__name__}, see the log" if isinstance(error, StartupError) else "internal error"
+        bug = None if isinstance(error, StartupError) else error
+        log.error("model %s/%s failed to load: %s", *model.key, error, exc_info=bug)
+        known = isinstance(error, StartupError)
+        model.condition.become("failed", f"{type(error).__name__}, see the log" if known else "internal error")

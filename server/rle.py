@@ -39,21 +39,18 @@ from server.segments import Patch
 
 Counts = NDArray[np.int64]
 
-# Masks are worked on a few at a time, so that the arrays between the steps stay in a core's cache.
-EDGE_MAP_BYTES = 250_000
-RUNS_AT_ONCE = 16_000
+# Masks are worked on together, but a few at a time, so that the arrays between the steps stay in a core's cache.
+PIXELS_AT_ONCE = 500_000
+RUNS_AT_ONCE = 32_000
 
 
 def encode(patches: Sequence[Patch], size: tuple[int, int]) -> list[str]:
     """The COCO string of each mask of one image; `size` is the frame's (height, width)."""
-    return counts_to_strings(patches_to_counts(patches, size))
+    return [string for runs, bounds in _runs(patches, size) for string in _strings(runs, bounds)]
 
 
 def patches_to_counts(patches: Sequence[Patch], size: tuple[int, int]) -> list[Counts]:
     """Run lengths of each mask of one image.
-
-    An edge is a pixel that differs from the one before it in the walk. Edges are found by comparing rows, which are
-    contiguous, and then sorted into columns: there are so few of them that this is cheaper than to turn the pixels.
 
     Args:
         patches: masks, each wholly inside the frame.
@@ -62,14 +59,11 @@ def patches_to_counts(patches: Sequence[Patch], size: tuple[int, int]) -> list[C
     Returns:
         Per patch its runs, zeros first, at least one; they add up to height * width.
     """
-    height, width = size
-    frames = np.arange(len(patches) + 1) * (height * width)  # one long walk through all frames: mask i from frames[i]
-    parts = _parts([patch.bits.size for patch in patches], EDGE_MAP_BYTES)
-    edges = np.concatenate([frames, *(_edges(patches[part], frames[part], size) for part in parts)])
-    edges.sort()
-    bounds = np.searchsorted(edges, frames).tolist()
-    counts = np.diff(edges)
-    return [counts[start:stop] for start, stop in pairwise(bounds)]
+    return [
+        runs[start:stop].astype(np.int64)
+        for runs, bounds in _runs(patches, size)
+        for start, stop in pairwise(bounds.tolist())
+    ]
 
 
 def counts_to_strings(counts: Sequence[Counts]) -> list[str]:
@@ -78,8 +72,12 @@ def counts_to_strings(counts: Sequence[Counts]) -> list[str]:
     Args:
         counts: per mask its runs, at least one, each below 2**32.
     """
-    parts = _parts([len(runs) for runs in counts], RUNS_AT_ONCE)
-    return [string for part in parts for string in _strings(counts[part])]
+    lengths = [len(runs) for runs in counts]
+    return [
+        string
+        for part in _parts(lengths, RUNS_AT_ONCE)
+        for string in _strings(np.concatenate(counts[part], dtype=np.int64), np.cumsum([0, *lengths[part]]))
+    ]
 
 
 def string_to_counts(text: str) -> Counts:
@@ -127,70 +125,142 @@ def _parts(costs: Sequence[int], limit: int) -> Iterator[slice]:
         yield slice(start, len(costs))
 
 
-def _edges(patches: Sequence[Patch], frames: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Where masks change, as places in the walk, in no order; mask i's frame begins at frames[i]."""
-    height, width = size
-    canvas = np.empty(sum(patch.bits.size + patch.bits.shape[1] for patch in patches), np.bool_)
-    used, starts, widths, corners = 0, [], [], []
-    for patch in patches:
-        h, w = patch.bits.shape
-        starts.append(used)
-        widths.append(w)
-        corners.append(patch.x * height + patch.y)
-        if not patch.bits.size:
-            continue
-        edges = canvas[used : used + (h + 1) * w].reshape(h + 1, w)  # one row more: all is zero below the patch
-        edges[0] = patch.bits[0]
-        np.not_equal(patch.bits[1:], patch.bits[:-1], out=edges[1:h])
-        edges[h] = patch.bits[-1]
-        if h == height:  # below a column is the top of the next
-            edges[0, 1:] ^= edges[h, :-1]
-            edges[h, :-1] = False
-        if patch.y + h == height and patch.x + w == width:  # below the last column the walk is over
-            edges[h, -1] = False
-        used += edges.size
+# Many masks at once: runs i to i + 1 of `bounds` are those of mask i, in one array.
+_Runs = NDArray[np.signedinteger]
+_Bounds = NDArray[np.intp]
 
-    found = np.flatnonzero(canvas[:used])
-    times = np.diff(np.searchsorted(found, starts), append=len(found))  # edges of each patch
-    found -= np.repeat(starts, times)
-    each_width = np.repeat(widths, times)
-    rows = found // each_width
-    columns = found - rows * each_width
-    places: NDArray[np.int64] = np.repeat(frames + corners, times) + columns * height + rows
+
+def _runs(patches: Sequence[Patch], size: tuple[int, int]) -> Iterator[tuple[_Runs, _Bounds]]:
+    """Run lengths, some masks at a time.
+
+    An edge is a pixel that differs from the one before it in the walk. Edges are found by comparing rows, which are
+    contiguous, and then sorted into columns: there are so few of them that this is cheaper than to turn the pixels.
+    """
+    first = used = waiting = 0  # the first mask not yet given; pixels looked at for it and the next; edges found
+    found: list[NDArray[np.intp]] = []
+    starts: list[int] = []
+    for part in _parts([patch.bits.size for patch in patches], PIXELS_AT_ONCE):
+        canvas = _draw_edges(patches[part], size, used, starts)
+        edges = _true_places(canvas)
+        edges += used
+        found.append(edges)
+        used += canvas.size
+        waiting += edges.size
+        if waiting >= RUNS_AT_ONCE or part.stop == len(patches):
+            yield _edges_to_runs(np.concatenate(found), starts, patches[first : part.stop], size)
+            first, used, waiting = part.stop, 0, 0
+            found, starts = [], []
+
+
+def _draw_edges(patches: Sequence[Patch], size: tuple[int, int], used: int, starts: list[int]) -> NDArray[np.bool_]:
+    """Edges of all patches, one after the other, each with a row more than the patch: all is zero below it.
+
+    Args:
+        used: where the first patch begins.
+        starts: gets the beginning of every patch.
+
+    Returns:
+        A flat canvas of whole bytes of bits.
+    """
+    height, width = size
+    pixels = sum([patch.bits.size + patch.bits.shape[1] for patch in patches])
+    canvas = np.empty(pixels - pixels % -16, np.bool_)
+    start = 0
+    for patch in patches:
+        starts.append(used + start)
+        h, w = patch.bits.shape
+        if not h or not w:
+            continue
+        bits = patch.bits.ravel()  # flat pieces are quicker to take than rows
+        last = start + h * w  # the first edge below the patch
+        canvas[start : start + w] = bits[:w]
+        np.not_equal(bits[w:], bits[:-w], out=canvas[start + w : last])
+        canvas[last : last + w] = bits[-w:]
+        if h == height:  # below a column is the top of the next
+            canvas[start + 1 : start + w] ^= canvas[last : last + w - 1]
+            canvas[last : last + w - 1] = False
+        start = last + w
+        if patch.y + h == height and patch.x + w == width:  # below the last column the walk is over
+            canvas[start - 1] = False
+    canvas[start:] = False
+    return canvas
+
+
+def _true_places(canvas: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """`np.flatnonzero`, quicker where true places are few but lie together: 16 of them are looked at as one number.
+
+    Args:
+        canvas: a multiple of 16 places.
+    """
+    groups = np.packbits(canvas, bitorder="little").view(np.uint16)
+    hit = np.flatnonzero(groups != 0)
+    places = np.flatnonzero(np.unpackbits(groups[hit].view(np.uint8), bitorder="little").view(np.bool_))
+    skipped = (hit - np.arange(len(hit))) * 16  # places before each group that were left out
+    places += skipped[places >> 4]
     return places
 
 
-def _strings(counts: Sequence[Counts]) -> list[str]:
-    """`counts_to_strings` for one part."""
-    runs = np.concatenate(counts, dtype=np.int64)
-    ends = np.cumsum([len(each) for each in counts])
-    numbers = _runs_to_numbers(runs, ends)
+def _edges_to_runs(
+    edges: NDArray[np.intp], starts: Sequence[int], patches: Sequence[Patch], size: tuple[int, int]
+) -> tuple[_Runs, _Bounds]:
+    """From edges on a canvas, where patch i begins at starts[i], to runs.
 
-    magnitudes = numbers ^ (numbers >> 63)  # n, or -n - 1 when it is negative: k groups hold it below 2**(5k - 1)
+    All frames make one long walk. An edge in row r of its patch, at place p of the canvas, comes at
+    p * height + r * (1 - width * height) in it, but for a constant of the patch. In floats, all of it exact: the whole
+    numbers stay below 2**53, and the middle of a pixel is far from the next row.
+    """
+    height, width = size
+    begins = np.array(starts)
+    widths = np.array([patch.bits.shape[1] or 1 for patch in patches])
+    corners = np.array([patch.x * height + patch.y for patch in patches])
+    frames = np.arange(len(patches) + 1) * (height * width)
+    times = np.diff(np.searchsorted(edges, begins), append=len(edges))  # edges of each patch
+
+    places = edges * np.repeat(1 / widths, times)
+    places += np.repeat((0.5 - begins) / widths, times)
+    np.floor(places, out=places)  # the row
+    places *= np.repeat(1.0 - widths * height, times)
+    places += np.repeat((frames[:-1] + corners - begins * height).astype(np.float64), times)
+    places += edges * height
+
+    walk = np.empty(len(frames) + len(places), np.int32 if frames[-1] < 2**31 else np.int64)
+    walk[: len(frames)] = frames
+    walk[len(frames) :] = places
+    walk.sort()
+    return np.diff(walk), np.cumsum([0, *(times + 1)])
+
+
+def _strings(runs: _Runs, bounds: _Bounds) -> list[str]:
+    numbers = _runs_to_numbers(runs, bounds)
+    magnitudes = np.maximum(numbers, ~numbers)  # n, or -n - 1 when it is negative: k groups hold it below 2**(5k - 1)
+    largest = magnitudes.max()
     lengths = np.ones(len(numbers), np.uint8)
-    for groups in range(1, 7):
-        lengths += magnitudes >= 1 << (5 * groups - 1)
+    limit = 16
+    while largest >= limit:
+        lengths += (magnitudes >= limit).view(np.uint8)
+        limit <<= 5
 
-    stops = np.cumsum(lengths, dtype=np.int64)
+    stops = np.cumsum(lengths, dtype=np.intp)
     places = stops - lengths
     characters = np.empty(stops[-1], np.uint8)
     while len(numbers):  # one turn writes one group of every number that still has one
         unfinished = lengths > 1
-        characters[places] = (numbers & 31) + 32 * unfinished + 48
+        groups = numbers.astype(np.uint8) & 31
+        groups += 48
+        groups += unfinished.view(np.uint8) << 5
+        characters[places] = groups
         rest = np.flatnonzero(unfinished)
         numbers, places, lengths = numbers[rest] >> 5, places[rest] + 1, lengths[rest] - 1
 
     text = characters.tobytes().decode("ascii")
-    bounds = [0, *stops[ends - 1].tolist()]
-    return [text[start:stop] for start, stop in pairwise(bounds)]
+    return [text[start:stop] for start, stop in pairwise([0, *stops[bounds[1:] - 1].tolist()])]
 
 
-def _runs_to_numbers(runs: Counts, ends: NDArray[np.int64]) -> Counts:
+def _runs_to_numbers(runs: _Runs, bounds: _Bounds) -> _Runs:
     """Take from each run, from the fourth of its mask on, the run two before it."""
     numbers = runs.copy()
     numbers[2:] -= runs[:-2]
-    starts = np.concatenate([[0], ends[:-1]])
-    heads = starts[:, None] + np.arange(3)  # (N, 3): the first three runs of each mask stay as they are
-    heads = heads[heads < ends[:, None]]
+    heads = bounds[:-1, None] + np.arange(3)  # (N, 3): the first three runs of each mask stay as they are
+    heads = heads[heads < bounds[1:, None]]
     numbers[heads] = runs[heads]
     return numbers

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,13 +43,7 @@ class Segment:
 
 def patch_to_box(patch: Patch) -> tuple[float, float, float, float]:
     """The tight xyxy box of a mask's pixels; (x, y, x, y) of its corner when it has none."""
-    rows = np.flatnonzero(patch.bits.any(axis=1))
-    columns = np.flatnonzero(patch.bits.any(axis=0))
-    if not rows.size:
+    if not patch.bits.size:
         return float(patch.x), float(patch.y), float(patch.x), float(patch.y)
-    return (
-        float(patch.x + columns[0]),
-        float(patch.y + rows[0]),
-        float(patch.x + columns[-1] + 1),
-        float(patch.y + rows[-1] + 1),
-    )
+    x, y, width, height = cv2.boundingRect(patch.bits.view(np.uint8))  # zeros when no pixel is set
+    return float(patch.x + x), float(patch.y + y), float(patch.x + x + width), float(patch.y + y + height)

@@ -11,15 +11,17 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-FILES = sorted((ROOT / "requirements").iterdir())
+FILES = [path for path in sorted((ROOT / "requirements").iterdir()) if path.suffix in {".in", ".txt"}]
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
 def entries(name: str) -> dict[str, list[str]]:
-    """Requirement -> its options, of a file in requirements/, comments and line ends folded away."""
+    """Requirement -> its options, of a file in requirements/ and those it includes, without comments."""
     text = re.sub(r"\\\n", " ", (ROOT / "requirements" / name).read_text(encoding="utf-8"))
-    found = {}
+    found: dict[str, list[str]] = {}
     for line in text.splitlines():
+        if line.startswith("-r "):
+            found |= entries(line.removeprefix("-r "))
         requirement, *options = re.split(r"\s+(?=--)", re.sub(r"(^|\s)#.*", "", line).strip())
         if requirement and not requirement.startswith("-"):
             found[requirement] = [option.strip() for option in options]
@@ -64,15 +66,17 @@ def test_a_requirements_file_names_no_place_to_fetch_from(path: Path) -> None:
     assert set(options) <= {"-c", "-r"}  # -r: in the comments that say where a package comes from
 
 
-def test_every_serving_requirement_is_one_version_with_its_hashes() -> None:
-    for requirement, options in entries("serve.txt").items():
+@pytest.mark.parametrize("name", ["serve.txt", "gpu.txt"])
+def test_every_serving_requirement_is_one_version_with_its_hashes(name: str) -> None:
+    for requirement, options in entries(name).items():
         assert re.fullmatch(r"==[\w.]+", str(Requirement(requirement).specifier)), requirement
         assert options, requirement
         assert all(HASH.fullmatch(option) for option in options), requirement
 
 
-def test_every_development_requirement_is_one_version() -> None:
-    for requirement in entries("dev.txt"):
+@pytest.mark.parametrize("name", ["dev.txt", "export.txt"])
+def test_every_development_requirement_is_one_version(name: str) -> None:
+    for requirement in entries(name):
         assert re.fullmatch(r"==[\w.]+", str(Requirement(requirement).specifier)), requirement
 
 
@@ -80,11 +84,23 @@ def test_the_serving_dependencies_stand_alike_in_both_places() -> None:
     assert same(project()["dependencies"]) == same(list(entries("serve.in")))
 
 
+def test_a_gpu_changes_the_runtime_and_nothing_else() -> None:
+    gpu = same(extra("gpu"))
+    assert same(list(entries("gpu.in"))) - same(list(entries("common.in"))) == gpu
+    added = pins("gpu.txt").keys() - pins("serve.txt").keys()
+    assert added == {"onnxruntime-gpu"} | {name for name in added if name.startswith("nvidia-")}
+    assert pins("serve.txt").keys() - pins("gpu.txt").keys() == {"onnxruntime"}
+
+
+def test_the_export_dependencies_stand_alike_in_both_places() -> None:
+    assert same(extra("export")) == same(list(entries("export.in")))
+
+
 def test_the_development_dependencies_stand_alike_in_both_places() -> None:
     assert same(extra("dev")) == same(list(entries("dev.in")))
 
 
-@pytest.mark.parametrize("name", ["serve", "dev"])
+@pytest.mark.parametrize("name", ["serve", "gpu", "export", "dev"])
 def test_a_lock_answers_every_requirement_it_was_made_from(name: str) -> None:
     locked = pins(f"{name}.txt")
     for requirement in map(Requirement, entries(f"{name}.in")):
@@ -92,11 +108,12 @@ def test_a_lock_answers_every_requirement_it_was_made_from(name: str) -> None:
         assert all(requirement.specifier.contains(version) for version in versions), requirement
 
 
-def test_what_both_locks_hold_is_the_same_version() -> None:
-    serve, dev = pins("serve.txt"), pins("dev.txt")
-    shared = serve.keys() & dev.keys()
+@pytest.mark.parametrize("name", ["gpu", "export", "dev"])
+def test_what_two_locks_hold_is_the_same_version(name: str) -> None:
+    serve, other = pins("serve.txt"), pins(f"{name}.txt")
+    shared = serve.keys() & other.keys()
     assert shared
-    assert {name: serve[name] for name in shared} == {name: dev[name] for name in shared}
+    assert {package: serve[package] for package in shared} == {package: other[package] for package in shared}
 
 
 def test_torch_is_held_by_version_in_dev_and_absent_from_serving() -> None:

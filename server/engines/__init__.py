@@ -23,8 +23,15 @@ class Engine(Protocol):
     def name(self) -> str:
         """The runtime and its device, as in `seg_model_info`: `onnxruntime-cpu`."""
 
+    @property
+    def slots(self) -> int:
+        """How many runs it takes at the same time, each in a thread of the caller's."""
+
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-        """`images` (B, h, w, 3) uint8 and `sizes` (B, 2) int32 to the outputs, each (B, ...). Called by one thread."""
+        """`images` (B, h, w, 3) uint8 and `sizes` (B, 2) int32 to the outputs, each (B, ...). On one core or device."""
+
+    def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """The same while nothing else computes: it may use all cores."""
 
     def close(self) -> None:
         """Free the device; `run` is not called again."""

@@ -1,4 +1,4 @@
-"""The outermost layer of the application: a request id, a clock, one way to answer errors, and the counting.
+"""The outermost layer of the application: a request id, a clock, one way to answer errors, counting and logging.
 
 Pure ASGI: middleware built on `BaseHTTPMiddleware` hides disconnects.
 """
@@ -7,48 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import re
 import uuid
-from dataclasses import dataclass, field
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Internal, RequestError, ServiceError
+from server.http.access import CLIENT_GONE, Record, RequestLog, segment_route
 from server.http.problems import problem
-from server.metrics import Metrics
-from server.stages import Stages
-
-log = logging.getLogger("maskserve")
+from server.metrics import REJECTIONS, Metrics
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-SEGMENT_PATH = re.compile(r"/v1/(models/[^/]*/(versions/[^/]*/)?)?segment")
 
-CLIENT_GONE = 499  # never sent: how a request is counted whose client hung up (nginx's number)
-
-REJECTIONS = frozenset(("overloaded", "not_ready", "draining", "deadline_exceeded", "rate_limited"))
 LINGER_S = 1.0  # how long the rest of a refused body is read and dropped
 
 
-@dataclass(slots=True)
-class Record:
-    """What is known of one request; routes fill it in, the envelope counts it."""
-
-    request_id: str
-    stages: Stages = field(default_factory=Stages)
-    model: str = ""
-    version: str = ""
-    status: int = 0
-    failed: list[str] = field(default_factory=list)  # codes: of the request, or of some of its pictures
-    response_bytes: int = 0
-    images: list[tuple[int, int]] = field(default_factory=list)  # (pixels, instances) of every picture answered
-
-
 class Envelope:
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, requests: RequestLog) -> None:
         self._app = app
         self._metrics = metrics
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,6 +35,18 @@ class Envelope:
             return
         record = Record(_request_id(scope))
         scope["record"] = record
+        route = segment_route(scope["path"])
+        lingers = counted = False
+
+        def count() -> None:
+            """Before the last byte leaves: whoever has an answer finds it in the metrics, in those of any process."""
+            nonlocal counted
+            if not counted:
+                counted = True
+                if route is not None:
+                    self._count(record)
+                else:
+                    record.stages.close()
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -63,27 +54,30 @@ class Envelope:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.request_id.encode())]
             elif message["type"] == "http.response.body":
                 record.response_bytes += len(message.get("body", b""))
+                if lingers or not message.get("more_body", False):
+                    count()
             await send(message)
 
-        lingers = False
         try:
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
             record.status = CLIENT_GONE
         except Exception as error:
             if record.status:  # too late to say anything else; the connection is dropped
+                record.error = error
                 raise
             known = error if isinstance(error, RequestError | ServiceError) else Internal("this is a bug in the server")
             if known.status == 500:
-                log.error("request %s failed: %s", record.request_id, known.code, exc_info=error)
+                record.error = error
             record.failed = [known.code]
             status, headers, body = problem(known, record.request_id)
             lingers = (b"connection", b"close") in headers
             await send_marked({"type": "http.response.start", "status": status, "headers": headers})
             await send_marked({"type": "http.response.body", "body": body, "more_body": lingers})
         finally:
-            if SEGMENT_PATH.fullmatch(scope["path"]):
-                self._count(record)
+            count()
+            self._requests.write(record, scope["method"], route)
+            record.error = None  # its traceback holds frames that hold the record, and pictures
         if lingers:
             await _discard_body(receive)
             await send({"type": "http.response.body", "body": b""})
@@ -101,10 +95,10 @@ class Envelope:
         for stage, seconds in record.stages.seconds.items():
             metrics.stage_seconds.labels(*key, stage).observe(seconds)
         metrics.response_bytes.labels(*key).observe(record.response_bytes)
-        for pixels, instances in record.images:
+        for picture in record.images:
             metrics.images.labels(*key).inc()
-            metrics.image_pixels.labels(*key).observe(pixels)
-            metrics.instances.labels(*key).observe(instances)
+            metrics.image_pixels.labels(*key).observe(picture.size[0] * picture.size[1])
+            metrics.instances.labels(*key).observe(picture.instances)
 
 
 async def _discard_body(receive: Receive) -> None:

@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from server.errors import Draining, Overloaded
+
+
+class Tally(Protocol):
+    """How many requests are inside."""
+
+    def add(self, change: int) -> None: ...
+
+    def total(self) -> int: ...
+
+
+class OfThisProcess:
+    """A tally where there is one process."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+
+    def add(self, change: int) -> None:
+        self._inside += change
+
+    def total(self) -> int:
+        return self._inside
 
 
 class Gate:
     """Counts requests in; refuses when full or closed. Used on the event loop only."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, tally: Tally | None = None) -> None:
         self._limit = limit
-        self._inside = 0
+        self._tally = tally or OfThisProcess()
         self.draining = False
 
     @contextmanager
@@ -24,12 +46,11 @@ class Gate:
         """
         if self.draining:
             raise Draining("the server is shutting down; try another one or come back", retry_after_s=1.0)
-        if self._inside >= self._limit:
-            raise Overloaded(
-                f"{self._inside} requests are inside, the limit (MASKSERVE_QUEUE_LIMIT)", retry_after_s=1.0
-            )
-        self._inside += 1
+        inside = self._tally.total()
+        if inside >= self._limit:
+            raise Overloaded(f"{inside} requests are inside, the limit (MASKSERVE_QUEUE_LIMIT)", retry_after_s=1.0)
+        self._tally.add(1)
         try:
             yield
         finally:
-            self._inside -= 1
+            self._tally.add(-1)

@@ -14,7 +14,7 @@ import hmac
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -62,36 +62,72 @@ def read_keys(path: Path) -> list[Key]:
     return keys
 
 
+class Bucket(Protocol):
+    """What a quota holds; several processes may share one."""
+
+    def change(self, amount: Callable[[float | None, float], tuple[float, float]]) -> None:
+        """Replace what is held: `amount` is given that (None at first) and since when, and returns both anew."""
+
+
+class OwnBucket:
+    """A bucket of one process."""
+
+    def __init__(self) -> None:
+        self._held: tuple[float | None, float] = (None, 0.0)
+
+    def change(self, amount: Callable[[float | None, float], tuple[float, float]]) -> None:
+        self._held = amount(*self._held)
+
+
 class Quota:
     """A bucket that fills with `per_second` up to `burst`; every request takes one."""
 
-    def __init__(self, per_second: float, burst: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, per_second: float, burst: float, clock: Callable[[], float], bucket: Bucket | None = None
+    ) -> None:
         self._per_second, self._burst, self._clock = per_second, burst, clock
-        self._held, self._at = burst, clock()
+        self._bucket = bucket or OwnBucket()
 
     def take(self) -> float:
         """0.0 when a request may pass, else the seconds until one may."""
-        now = self._clock()
-        self._held = min(self._burst, self._held + (now - self._at) * self._per_second)
-        self._at = now
-        if self._held >= 1.0:
-            self._held -= 1.0
-            return 0.0
-        return (1.0 - self._held) / self._per_second
+        wait = 0.0
+
+        def amount(before: float | None, at: float) -> tuple[float, float]:
+            nonlocal wait
+            now = self._clock()
+            held = self._burst if before is None else min(self._burst, before + (now - at) * self._per_second)
+            if held >= 1.0:
+                return held - 1.0, now
+            wait = (1.0 - held) / self._per_second
+            return held, now
+
+        self._bucket.change(amount)
+        return wait
 
 
 class Guard:
     """ASGI: lets a request pass, or raises what the envelope answers.
 
+    Args:
+        bucket: for the quota of the nth key.
+
     Raises:
         Unauthorized, Forbidden, RateLimited: not let in.
     """
 
-    def __init__(self, app: ASGIApp, keys: list[Key], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: list[Key],
+        clock: Callable[[], float] = time.monotonic,
+        bucket: Callable[[int], Bucket] = lambda number: OwnBucket(),
+    ) -> None:
         self._app = app
         self._keys = keys
         self._quotas = {
-            key.sha256: Quota(key.per_second, key.burst, clock) for key in keys if key.per_second is not None
+            key.sha256: Quota(key.per_second, key.burst, clock, bucket(number))
+            for number, key in enumerate(keys)
+            if key.per_second is not None
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

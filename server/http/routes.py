@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Context:
     segmenting: Segmenting
     metrics: Metrics
     gate: Gate
+    is_sound: Callable[[], bool]  # whether this process can ever do its work again
 
 
 def create_router(context: Context) -> APIRouter:
@@ -59,18 +61,20 @@ def create_router(context: Context) -> APIRouter:
 
     @router.get("/livez")
     async def livez() -> Response:
-        """200 while the process can answer at all."""
-        return _json({"live": True})
+        """200 while the process can do its work; 503 once an engine of its own hangs: only a new process cures that."""
+        return _json({"live": context.is_sound()}, 200 if context.is_sound() else 503)
 
     @router.get("/readyz")
     async def readyz() -> Response:
         """200 when every model has reproduced its golden sample and the server is not shutting down."""
         states = {f"{model.name}/{model.version}": model for model in context.repository.models}
-        ready = not context.gate.draining and all(model.state == "ready" for model in states.values())
+        ready = not context.gate.draining and all(model.condition.state == "ready" for model in states.values())
         content = {
             "ready": ready,
             "draining": context.gate.draining,
-            "models": {key: {"state": model.state, "reason": model.reason} for key, model in states.items()},
+            "models": {
+                key: {"state": model.condition.state, "reason": model.condition.reason} for key, model in states.items()
+            },
         }
         return _json(content, 200 if ready else 503)
 
@@ -90,14 +94,13 @@ def _describe(model: Served) -> dict[str, Any]:
     content: dict[str, Any] = {
         "name": model.name,
         "version": str(model.version),
-        "state": model.state,
-        "reason": model.reason,
+        "state": model.condition.state,
+        "reason": model.condition.reason,
     }
-    if model.loaded is not None:
-        manifest = model.loaded.bundle.manifest
+    if model.manifest is not None and model.condition.engine:
         content |= {
-            "engine": model.loaded.engine.name,
-            "defaults": manifest.defaults.model_dump(),
-            "manifest": manifest.model_dump(mode="json"),
+            "engine": model.condition.engine,
+            "defaults": model.manifest.defaults.model_dump(),
+            "manifest": model.manifest.model_dump(mode="json"),
         }
     return content

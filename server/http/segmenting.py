@@ -7,7 +7,7 @@ its place, with status 200 unless all failed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,15 +17,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from server.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, RequestError, ServiceError
+from server.http.access import Picture, Record
 from server.http.bodies import is_raw, unpack
 from server.http.body import read_body
-from server.http.envelope import Record
 from server.http.gate import Gate
 from server.http.problems import problem_content
 from server.parameters import Parameters, parse_parameters
 from server.pipeline import Pipeline, Result, Task
 from server.repository import Repository, Served
 from server.stages import Stages
+from server.workers import Rank
 
 T = TypeVar("T")
 
@@ -82,22 +83,19 @@ class Segmenting:
         content_type = request.headers.get("content-type", "")
         limits = self._limits
         with self._gate.enter():
-            _, scheduler = model.ready()
-            scheduler.check_admission()
+            self._pipeline.check_admission(model)
             body = await read_body(request.scope, request.receive, limits.max_body_bytes, limits.body_timeout_s)
             if is_raw(content_type):
                 payloads = [body]
             else:
-                payloads = await self._pipeline.in_thread(unpack, body, content_type, limits.max_images)
+                payloads = await self._pipeline.in_thread(Rank.DECODE, unpack, body, content_type, limits.max_images)
             del body
             record.stages.mark("receive")
-            admit = _once(scheduler.check_admission)
+            self._pipeline.check_admission(model)  # again: others came while the body did
             if drawn and len(payloads) > 1:
                 raise BadRequest(f"an overlay is one picture, and {len(payloads)} were sent; send one, or ask for JSON")
             share = limits.max_response_bytes // len(payloads)
-            tasks = [
-                Task(model, payload, parameters, record.stages.fork(), deadline, admit, share) for payload in payloads
-            ]
+            tasks = [Task(model, payload, parameters, record.stages.fork(), deadline, share) for payload in payloads]
             line = self._pipeline.overlay if drawn else self._pipeline.segment
             work = asyncio.gather(*(_kept(line(task)) for task in tasks))
             del payloads
@@ -110,7 +108,11 @@ class Segmenting:
         failures = [result for result in results if not isinstance(result, Result)]
         if len(results) == 1 and failures:
             raise failures[0]
-        record.images = [(result.pixels, result.instances) for result in results if isinstance(result, Result)]
+        record.images = [
+            Picture(result.size, result.instances, result.batch_size)
+            for result in results
+            if isinstance(result, Result)
+        ]
         contents = [
             result.content if isinstance(result, Result) else {"error": problem_content(result, record.request_id)}
             for result in results
@@ -118,10 +120,11 @@ class Segmenting:
         content = contents[0] if len(results) == 1 else {"results": contents}
         if isinstance(content, bytes):
             return Response(content, media_type="image/png", headers=_timing(record.stages))
-        body = await self._pipeline.in_thread(orjson.dumps, content)
+        body = orjson.dumps(content)  # the large parts are JSON already
         status = 200
         if failures:
             record.failed = [failure.code for failure in failures]
+            record.error = next((failure for failure in failures if failure.status == 500), None)
             status = failures[0].status if len(failures) == len(results) else 200
         return Response(body, status, media_type="application/json", headers=_timing(record.stages))
 
@@ -144,19 +147,6 @@ def wants_overlay(accept: str) -> bool:
     return picture > 0.0 and (picture > json if json is not None else picture >= quality.get("*/*", 0.0))
 
 
-def _once(check: Callable[[], None]) -> Callable[[], None]:
-    """Ask for the first picture of a request; once it is let in, the others belong to it."""
-    asked = False
-
-    def ask() -> None:
-        nonlocal asked
-        if not asked:
-            check()
-            asked = True
-
-    return ask
-
-
 async def _kept(work: Awaitable[Result]) -> Result | RequestError | ServiceError:
     """A picture's failure as a value, so that it is told in its place."""
     try:
@@ -177,6 +167,7 @@ async def _unless_client_goes(work: Awaitable[T], receive: Receive) -> T:
     finally:
         task.cancel()
         gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)  # else asyncio logs what nobody asked for
 
 
 async def _disconnect(receive: Receive) -> None:

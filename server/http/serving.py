@@ -1,21 +1,25 @@
-"""uvicorn, taught two manners it lacks: a limit on slow headers, and an exit code of 0 after SIGTERM."""
+"""uvicorn, taught what it lacks: a limit on slow headers, exit code 0 after SIGTERM, an end when an engine hangs."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import signal
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import RequestTimeout
 from server.http.problems import problem
+from server.settings import Settings
 
 log = logging.getLogger("maskserve")
 
@@ -63,16 +67,37 @@ def protocol_with_header_timeout(timeout_s: float) -> type[HttpToolsProtocol]:
     return TimedHeaders
 
 
+class Door(Protocol):
+    """Lets connections in."""
+
+    def start(self, protocol: Callable[[], asyncio.Protocol], connections: Callable[[], int]) -> None: ...
+
+    def tell(self) -> None:
+        """Ten times a second."""
+
+    def stop(self) -> None: ...
+
+
 class Server(uvicorn.Server):
     """Ends with 0 after SIGTERM or SIGINT; a second signal stops waiting for requests.
 
     Args:
         on_drain: called once, at the first signal, before uvicorn stops accepting.
+        must_end: asked ten times a second; True ends the server as a signal would.
+        door: lets connections in, in place of uvicorn.
     """
 
-    def __init__(self, config: uvicorn.Config, on_drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_drain: Callable[[], None],
+        must_end: Callable[[], bool],
+        door: Door | None = None,
+    ) -> None:
         super().__init__(config)
+        self._door = door
         self._on_drain = on_drain
+        self._must_end = must_end
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -86,6 +111,30 @@ class Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    async def on_tick(self, counter: int) -> bool:
+        if not self.should_exit and self._must_end():
+            self._on_drain()
+            self.should_exit = True
+        if self._door is not None:
+            self._door.tell()
+        return await super().on_tick(counter)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._door is not None:
+            self._door.start(self._protocol, lambda: len(self.server_state.connections))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._door is not None:
+            self._door.stop()
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """For one connection, as uvicorn makes it."""
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
@@ -93,3 +142,39 @@ class Server(uvicorn.Server):
         log.info("%s: no new requests; finishing those inside", signal.Signals(sig).name)
         self._on_drain()
         self.should_exit = True
+
+
+def run_server(app: FastAPI, settings: Settings, door: Door | None = None) -> int:
+    """Serve until a signal comes, or until an engine of this process hangs.
+
+    Args:
+        app: of `server.http.app.assemble`.
+        door: lets connections in, in place of the settings' host and port.
+
+    Returns:
+        The process's exit code: 0, or 1 after a hang, or 2 when it could not start.
+    """
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=protocol_with_header_timeout(settings.header_timeout_s),
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.drain_s,
+    )
+
+    def drain() -> None:
+        app.state.gate.draining = True
+
+    backend = app.state.backend
+    server = Server(config, drain, lambda: backend.hung, door)
+    server.run(None if door is None else [])
+    if backend.hung:
+        return 1
+    return 0 if server.started else 2

@@ -5,9 +5,14 @@ To add one: write the file, add its class to the union.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from server.masks.base import Masks, Outputs, bind
 from server.masks.center_offsets import CenterOffsetMasks
+from server.masks.prototypes import PrototypeMasks
 
-AnyMasks = CenterOffsetMasks
+AnyMasks = Annotated[CenterOffsetMasks | PrototypeMasks, Field(discriminator="kind")]
 
-__all__ = ["AnyMasks", "CenterOffsetMasks", "Masks", "Outputs", "bind"]
+__all__ = ["AnyMasks", "CenterOffsetMasks", "Masks", "Outputs", "PrototypeMasks", "bind"]

@@ -13,8 +13,9 @@ object's centre. Touching objects part because their pixels point different ways
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar, Literal
 
 import cv2
@@ -51,16 +52,21 @@ class CenterOffsetMasks(Masks):
         labels = self._nearest_centre(votes, (height, width))
         if labels is None:
             return
-        for item in _objects(votes, labels, self.spread):
-            if item.score >= min_score:
-                patch = _to_original(inside, item, frame, self.threshold)
-                if np.count_nonzero(patch.bits) >= self.min_area:
-                    yield Segment(label=0, score=item.score, box=patch_to_box(patch), patch=patch)
+        objects = _group(votes, labels, self.spread)
+        owners = np.zeros((height, width), np.int32)
+        owners.reshape(-1)[votes.pixels] = labels
+        places = None if frame.content == frame.size else _nearest(frame)
+        (kept,) = np.nonzero((objects.scores >= min_score) & objects.found)
+        for label, score, bounds in zip(
+            kept.tolist(), objects.scores[kept].tolist(), objects.bounds[kept].tolist(), strict=True
+        ):
+            patch = _to_original(inside, owners, label, bounds, frame, places, self.threshold)
+            if np.count_nonzero(patch.bits) >= self.min_area:
+                yield Segment(label=0, score=score, box=patch_to_box(patch), patch=patch)
 
     def _nearest_centre(self, votes: _Votes, size: tuple[int, int]) -> NDArray[np.int32] | None:
-        """For every voting pixel the number of the centre nearest to its vote; None when there is no centre."""
-        flat = votes.to_y[votes.strong] * size[1] + votes.to_x[votes.strong]
-        counts = np.bincount(flat, minlength=size[0] * size[1]).reshape(size).astype(np.float32)
+        """For every voting pixel the number of the centre nearest to its vote, from 1; None when there is no centre."""
+        counts = np.bincount(votes.targets[votes.strong], minlength=size[0] * size[1]).reshape(size).astype(np.float32)
         blurred = cv2.GaussianBlur(counts, (0, 0), self.blur)
         enough = self.min_votes / (
             2 * np.pi * self.blur**2
@@ -72,72 +78,123 @@ class CenterOffsetMasks(Masks):
         _, nearest = cv2.distanceTransformWithLabels(
             1 - centres, cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_CCOMP
         )
-        return np.asarray(nearest[votes.to_y, votes.to_x], np.int32)
+        return np.asarray(nearest.reshape(-1)[votes.targets], np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class _Votes:
-    """The M pixels that may belong to an object, and where each points. All (M,)."""
+    """The M pixels that may belong to an object, in reading order, and where each points. All (M,)."""
 
-    y: NDArray[np.intp]
-    x: NDArray[np.intp]
-    to_y: NDArray[np.intp]
-    to_x: NDArray[np.intp]
+    pixels: NDArray[np.intp]  # y * width + x
+    targets: NDArray[np.intp]  # the same of the place that a pixel votes for
     probability: NDArray[np.float32]
     strong: NDArray[np.bool_]  # above the threshold: these vote, the faint ones only belong
+    width: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Object:
-    """One centre's pixels, in the network's input."""
+class _Objects:
+    """What is known of every centre, by its number; 0 is none. All (centres + 1, ...)."""
 
-    rows: NDArray[np.intp]
-    columns: NDArray[np.intp]
-    score: float
+    found: NDArray[np.bool_]  # whether any pixel is above the threshold
+    scores: NDArray[np.float64]
+    bounds: NDArray[np.intp]  # y1, x1, y2, x2 around its pixels in the network's input, the last two exclusive
 
 
 def _vote(inside: NDArray[np.float32], offsets: NDArray[np.float32], threshold: float) -> _Votes:
     height, width = inside.shape
-    y, x = np.nonzero(inside > threshold * FAINT)
-    probability = inside[y, x]
-    to_y = np.clip(np.rint(y + offsets[0, y, x]), 0, height - 1).astype(np.intp)
-    to_x = np.clip(np.rint(x + offsets[1, y, x]), 0, width - 1).astype(np.intp)
-    return _Votes(y, x, to_y, to_x, probability, probability > threshold)
+    inside, vertical, horizontal = (np.ascontiguousarray(plane).reshape(-1) for plane in (inside, *offsets))
+    pixels = np.flatnonzero(inside > threshold * FAINT)
+    targets = _nearest_place(pixels // width, vertical[pixels], height)
+    targets *= width
+    targets += _nearest_place(pixels % width, horizontal[pixels], width)
+    probability = inside[pixels]
+    return _Votes(pixels, targets, probability, probability > threshold, width)
 
 
-def _objects(votes: _Votes, labels: NDArray[np.int32], spread: float) -> Iterator[_Object]:
-    """Pixels by centre, with a score: mean probability, less where the pixels disagree about the centre.
+def _nearest_place(places: NDArray[np.intp], offsets: NDArray[np.float32], length: int) -> NDArray[np.intp]:
+    """Where offsets along one axis lead, inside its length. Written over as it goes: these are the largest arrays."""
+    to = places + offsets  # float64
+    np.rint(to, out=to)
+    np.clip(to, 0, length - 1, out=to)
+    return to.astype(np.intp)
+
+
+def _group(votes: _Votes, labels: NDArray[np.int32], spread: float) -> _Objects:
+    """Score of each centre: mean probability of its pixels, less where they disagree about the centre.
 
     With s the standard deviation of the votes over the radius of a disc of the same area, the factor is
     1 / (1 + (s / spread)^2).
     """
-    order = np.argsort(labels, kind="stable")
+    total = int(labels.max(initial=0)) + 1
+    voting = labels[votes.strong]
+    areas = np.bincount(voting, minlength=total)
+    some = np.maximum(areas, 1)
+    to_y = votes.targets[votes.strong]
+    to_x = to_y % votes.width
+    to_y //= votes.width
+    variance = -((np.bincount(voting, to_y, total) / some) ** 2) - (np.bincount(voting, to_x, total) / some) ** 2
+    to_y *= to_y
+    to_x *= to_x
+    to_y += to_x
+    variance += np.bincount(voting, to_y, total) / some  # whole numbers: their sums are exact
+    relative = variance * np.pi / some  # (s / radius)^2
+    probability = np.bincount(voting, votes.probability[votes.strong], total) / some
+    return _Objects(areas > 0, probability / (1.0 + relative / spread**2), _bounds(votes, labels, total))
+
+
+def _bounds(votes: _Votes, labels: NDArray[np.int32], total: int) -> NDArray[np.intp]:
+    """y1, x1, y2, x2 around the pixels of each label below `total`; zeros for a label without any."""
+    bounds = np.zeros((total, 4), np.intp)
+    order = np.argsort(labels.astype(np.uint16) if total <= 2**16 else labels, kind="stable")  # 16 bits sort quicker
     starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
-    for pixels in np.split(order, starts[1:]):
-        strong = pixels[votes.strong[pixels]]
-        if not strong.size:
-            continue
-        variance = float(votes.to_y[strong].var() + votes.to_x[strong].var())
-        relative = variance * np.pi / strong.size  # (s / radius)^2
-        agreement = 1.0 / (1.0 + relative / spread**2)
-        score = float(votes.probability[strong].mean()) * agreement
-        yield _Object(votes.y[pixels], votes.x[pixels], score)
+    if not len(starts):
+        return bounds
+    pixels = votes.pixels[order]  # of each label in reading order still
+    lasts = np.append(starts[1:], len(order)) - 1
+    each = labels[order[starts]]
+    bounds[each, 0] = pixels[starts] // votes.width
+    bounds[each, 2] = pixels[lasts] // votes.width + 1
+    pixels %= votes.width
+    bounds[each, 1] = np.minimum.reduceat(pixels, starts)
+    bounds[each, 3] = np.maximum.reduceat(pixels, starts) + 1
+    return bounds
 
 
-def _to_original(inside: NDArray[np.float32], item: _Object, frame: Frame, threshold: float) -> Patch:
-    """One object's mask in original pixels: probability interpolated, assignment from the nearest pixel."""
-    top, left = max(0, int(item.rows.min()) - 1), max(0, int(item.columns.min()) - 1)
-    bottom = min(inside.shape[0], int(item.rows.max()) + 2)
-    right = min(inside.shape[1], int(item.columns.max()) + 2)
+def _nearest(frame: Frame) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The row and the column of the input from which each one of the original takes its owner."""
+    rows, columns = (
+        ((np.arange(length) + 0.5) * scale).astype(np.intp).clip(0, content - 1)
+        for length, scale, content in zip(frame.size, frame.scale, frame.content, strict=True)
+    )
+    return rows, columns
+
+
+def _to_original(
+    inside: NDArray[np.float32],
+    owners: NDArray[np.int32],
+    label: int,
+    bounds: Sequence[int],
+    frame: Frame,
+    places: tuple[NDArray[np.intp], NDArray[np.intp]] | None,
+    threshold: float,
+) -> Patch:
+    """One object's mask in original pixels: probability interpolated, assignment from the nearest pixel.
+
+    Args:
+        owners: (h, w), the label of every pixel of the input.
+        bounds: around the object in the input.
+        places: as of `_nearest`; None where the input is the original.
+    """
+    top, left = max(0, bounds[0] - 1), max(0, bounds[1] - 1)
+    bottom, right = min(inside.shape[0], bounds[2] + 1), min(inside.shape[1], bounds[3] + 1)
     probability = inside[top:bottom, left:right]
-    mine = np.zeros(probability.shape, bool)
-    mine[item.rows - top, item.columns - left] = True
-    if frame.content == frame.size:
-        return Patch(top, left, mine & (probability > threshold))
+    if places is None:
+        return Patch(top, left, (owners[top:bottom, left:right] == label) & (probability > threshold))
     vertical, horizontal = frame.scale
     y1, x1 = int(top / vertical), int(left / horizontal)
-    y2 = min(frame.size[0], int(np.ceil(bottom / vertical)))
-    x2 = min(frame.size[1], int(np.ceil(right / horizontal)))
+    y2 = min(frame.size[0], ceil(bottom / vertical))
+    x2 = min(frame.size[1], ceil(right / horizontal))
     # the centre of original pixel (y, x) lies at ((y + 0.5) * scale - 0.5) of the input
     step = np.array(
         [
@@ -153,6 +210,5 @@ def _to_original(inside: NDArray[np.float32], item: _Object, frame: Frame, thres
         borderMode=cv2.BORDER_REPLICATE,
     )
     # which input pixel an original pixel takes its owner from is the same for every object: no pixel has two
-    rows = ((np.arange(y1, y2) + 0.5) * vertical).astype(np.intp).clip(top, bottom - 1) - top
-    columns = ((np.arange(x1, x2) + 0.5) * horizontal).astype(np.intp).clip(left, right - 1) - left
-    return Patch(y1, x1, mine[np.ix_(rows, columns)] & (smooth > threshold))
+    mine = owners[places[0][y1:y2, None], places[1][x1:x2]] == label
+    return Patch(y1, x1, mine & (smooth > threshold))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import export.__main__ as command
 from export.bundle import whole_or_nothing
 from export.errors import ExportError
-from export.graph import OPSET, check_laws
+from export.laws import OPSET, check_laws
 from export.parity import compare, inputs_for, run_model
 from export.source import build, load_weights
 from server.engines import load_engine
@@ -174,6 +174,7 @@ class Wrong:
     """An engine that is a little off, or whose rows depend on their neighbours."""
 
     name = "wrong"
+    slots = 1
 
     def __init__(self, path: Path, error: float, neighbours: bool) -> None:
         self._engine, self._error, self._neighbours = load_engine(path, 1), error, neighbours
@@ -182,6 +183,9 @@ class Wrong:
         outputs = self._engine.run(inputs)
         wrong = self._error * (len(inputs["images"]) if self._neighbours else 1)
         return outputs | {"inside": outputs["inside"] + np.float32(wrong)}
+
+    def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self.run(inputs)
 
     def close(self) -> None:
         self._engine.close()

@@ -20,6 +20,7 @@ class FakeEngine:
     of `nan` grey is answered with NaN."""
 
     name = "fake"
+    slots = 1
 
     def __init__(self) -> None:
         self.free = threading.Event()
@@ -28,12 +29,13 @@ class FakeEngine:
         self.poison = 13
         self.nan = 17
         self.delay_s = 0.0
+        self.patience_s = 30.0  # how long it lets itself be held
         self.images = 0
         self.closed = False
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.started.set()
-        if not self.free.wait(30):
+        if not self.free.wait(self.patience_s):
             raise RuntimeError("held too long")
         time.sleep(self.delay_s)
         images = inputs["images"]
@@ -57,6 +59,9 @@ class FakeEngine:
             "inside": probabilities,
             "offsets": np.repeat(offsets[None], batch, axis=0),
         }
+
+    def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self.run(inputs)
 
     def close(self) -> None:
         self.closed = True

@@ -11,7 +11,7 @@ import pytest
 
 from server.errors import BadManifest, GoldenMismatch, HashMismatch, StartupError, UnsupportedModelFile
 from server.manifest import read_bundle, sha256_of
-from server.repository import Repository, load
+from server.repository import Repository, find_models, load
 
 
 @pytest.fixture
@@ -109,11 +109,11 @@ def test_another_answer_than_the_golden_one_is_refused(bundle: Path) -> None:
 def test_an_empty_folder_and_an_unknown_default_model_stop_the_start(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(StartupError, match="no bundle"):
-        Repository(tmp_path / "empty", None)
+        Repository(find_models(tmp_path / "empty"), None)
     with pytest.raises(StartupError, match="tiny"):
-        Repository(bundle.parent.parent, "other")
+        Repository(find_models(bundle.parent.parent), "other")
 
 
 def test_a_half_written_bundle_is_not_picked_up(bundle: Path) -> None:
     shutil.copytree(bundle, bundle.parent / ".writing-abc")
-    assert [model.folder.name for model in Repository(bundle.parent.parent, None).models] == ["1"]
+    assert [model.folder.name for model in Repository(find_models(bundle.parent.parent), None).models] == ["1"]

@@ -431,13 +431,18 @@ def test_everything_can_be_done_with_the_keyboard(tab: Tab) -> None:
 def test_every_control_has_a_name_that_is_read_out(tab: Tab, picture: Path) -> None:
     show(tab, picture)
     tab.command("Accessibility.enable")
-    nodes = tab.command("Accessibility.getFullAXTree")["nodes"]
     controls = ("button", "slider", "combobox", "checkbox", "listbox", "option", "tab", "tabpanel", "image", "link")
-    told = [
-        (node["role"]["value"], node["name"]["value"])
-        for node in nodes
-        if node.get("role", {}).get("value") in controls
-    ]
+
+    def read_out() -> list[tuple[str, str]]:
+        nodes = tab.command("Accessibility.getFullAXTree")["nodes"]
+        found = [node for node in nodes if node.get("role", {}).get("value") in controls]
+        return [(node["role"]["value"], node["name"]["value"]) for node in found]
+
+    until = time.monotonic() + 5.0
+    told = read_out()
+    while time.monotonic() < until and not all(name.strip() for _, name in told):  # the tree follows the page, later
+        time.sleep(0.1)
+        told = read_out()
     assert {"slider", "combobox", "checkbox", "listbox", "option", "tab", "button"} <= {role for role, _ in told}
     assert not [role for role, name in told if not name.strip()]
 

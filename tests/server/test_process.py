@@ -149,10 +149,20 @@ def test_a_signal_while_busy_loses_nothing_and_ends_with_0(tiny_bundle: Path, nu
             assert time.monotonic() < until
             time.sleep(0.1)
         answers: list[int] = []
-        large = png(1400)
-        threads = [threading.Thread(target=lambda: answers.append(post(port, large)[0])) for _ in range(8)]
+        large = png(1400)  # more than fits on the way: who has sent it is inside
+        sent = threading.Barrier(9)
+
+        def ask() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("POST", "/v1/segment", large)
+            sent.wait(30)
+            answers.append(connection.getresponse().status)
+            connection.close()
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
         for thread in threads:
             thread.start()
+        sent.wait(30)
         while 'seg_queue_depth{model="tiny",version="1"} 0.0' in metrics(port):
             assert time.monotonic() < until
         process.send_signal(number)

@@ -234,6 +234,24 @@ def test_large_masks_among_small_ones_equal_pycocotools() -> None:
     assert encode(patches, size) == cocoapi_encode(patches, size)
 
 
+@pytest.mark.parametrize("size", [(1, 2_000_003), (2_000_003, 1), (3, 700_001), (700_001, 3)])
+def test_the_longest_rows_and_columns_are_written_as_cocoapi_does(size: Size) -> None:
+    random = np.random.default_rng(0)
+    height, width = size
+    whole = Patch(0, 0, random.random(size) < 0.01)
+    inner = Patch(height // 3, width // 3, random.random((height - height // 3, width - width // 3)) < 0.01)
+    assert encode([whole, inner], size) == cocoapi_encode([whole, inner], size)
+
+
+def test_a_walk_through_more_pixels_than_32_bits_count_is_that_of_each_mask_alone() -> None:
+    size = (6000, 8000)
+    random = np.random.default_rng(0)
+    patches = [Patch(90 * i, 120 * i, random.random((40, 50)) < 0.5) for i in range(60)]
+    assert len(patches) * size[0] * size[1] > 2**31
+    assert encode(patches, size) == [encode([patch], size)[0] for patch in patches]
+    assert [runs.sum() for runs in patches_to_counts(patches, size)] == [48_000_000] * 60
+
+
 def test_runs_of_fifty_megapixels_are_written_as_cocoapi_does() -> None:
     size = (5000, 10000)
     counts = [[50_000_000], [0, 50_000_000], [1, 24_999_999, 1, 24_999_998, 1], [20_000_000, 1, 1, 29_999_997, 1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from server.errors import DeadlineExceeded, Draining, EngineFailed, ModelOutputInvalid, Overloaded
-from server.scheduling import Observer, Scheduler
+from server.scheduling import Answer, Observer, Scheduler
+from server.workers import Workers
 
 SIDE = 4
 
@@ -51,10 +53,13 @@ def scheduler_of(engine: Engine, **changes: Any) -> Scheduler:
     return Scheduler(engine.run, **(options | changes))
 
 
+def number_of(answer: Answer) -> int:
+    return int(answer.outputs["answer"][0])
+
+
 async def ask(scheduler: Scheduler, number: int, side: int = SIDE, deadline: float | None = None) -> int:
     scheduler.check_admission()
-    answer = await scheduler.submit(picture(number, side), (side, side), deadline)
-    return int(answer.outputs["answer"][0])
+    return await scheduler.submit(picture(number, side), (side, side), number_of, deadline)
 
 
 def run(story: Callable[[], Any]) -> Any:
@@ -117,8 +122,8 @@ def test_a_higher_priority_goes_first_but_not_past_who_waited_longer_than_it_is_
         await asyncio.to_thread(engine.started.wait, 5)
         for number, at, priority in ((1, 0.0, 0), (2, 1.0, 0), (3, 1.5, 1), (4, 2.5, 9), (5, 2.6, 2)):
             now[0] = at
-            submit = scheduler.submit(picture(number), (SIDE, SIDE), None, priority)
-            tasks.append(asyncio.create_task(submit))  # type: ignore[arg-type]
+            submit = scheduler.submit(picture(number), (SIDE, SIDE), number_of, None, priority)
+            tasks.append(asyncio.create_task(submit))
             await asyncio.sleep(0)
         engine.free.set()
         await asyncio.gather(*tasks)
@@ -171,6 +176,27 @@ def test_a_poisoned_picture_fails_alone(culprits: set[int]) -> None:
     run(story)
 
 
+@pytest.mark.parametrize("size", [2, 3, 8, 32])
+def test_a_culprit_costs_its_batch_no_more_than_twice_the_logarithm_in_runs(size: int) -> None:
+    engine = Engine(poison={0})
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=32)
+        tasks = [asyncio.create_task(ask(scheduler, 100))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        tasks += [asyncio.create_task(ask(scheduler, number)) for number in range(size)]
+        await asyncio.sleep(0)
+        engine.free.set()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await scheduler.close(5)
+
+    run(story)
+    _, whole, *again = engine.batches
+    assert len(whole) == size
+    assert len(again) <= 2 * math.ceil(math.log2(size))
+
+
 def test_nan_fails_only_the_picture_it_belongs_to() -> None:
     engine = Engine(nan={1})
     engine.free.clear()
@@ -218,6 +244,72 @@ def test_a_predicted_wait_over_the_limit_is_refused_with_the_time_until_it_fits(
         await scheduler.close(5)
 
     run(story)
+
+
+def test_after_the_load_stops_the_queue_admits_when_it_said_it_would() -> None:
+    engine = Engine(delay_s=0.02)
+
+    async def story() -> float:
+        scheduler = scheduler_of(engine, max_batch=1, max_wait_s=0.2, pace_s=0.02 / SIDE**2)
+        tasks = [asyncio.create_task(scheduler.submit(picture(n), (SIDE, SIDE), number_of)) for n in range(40)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(Overloaded) as caught:
+            scheduler.check_admission()
+        began = time.perf_counter()
+        while True:
+            try:
+                scheduler.check_admission()
+                break
+            except Overloaded:
+                await asyncio.sleep(0.001)
+        took = time.perf_counter() - began
+        await asyncio.gather(*tasks)
+        await scheduler.close(5)
+        assert caught.value.retry_after_s is not None
+        return caught.value.retry_after_s / took
+
+    assert run(story) == pytest.approx(1.0, abs=0.25)
+
+
+def test_a_delay_on_purpose_gathers_a_batch_and_a_full_one_does_not_wait() -> None:
+    engine = Engine()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=3, delay_s=0.1)
+        began = time.perf_counter()
+        assert await asyncio.gather(*(ask(scheduler, number) for number in range(3))) == [0, 1, 2]
+        assert time.perf_counter() - began < 0.1
+        assert await asyncio.gather(*(ask(scheduler, number) for number in range(2))) == [0, 1]
+        assert time.perf_counter() - began >= 0.1
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[0, 1, 2], [0, 1]]
+
+
+@settings(max_examples=30, deadline=None)
+@given(slots=st.integers(1, 3), count=st.integers(1, 40), data=st.data())
+def test_with_shared_workers_every_answer_comes_once_whoever_gives_up(
+    slots: int, count: int, data: st.DataObject
+) -> None:
+    engine, workers = Engine(), Workers(slots)
+    giving_up = data.draw(st.sets(st.integers(0, count - 1)))
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, workers=workers, slots=slots, run_alone=engine.run)
+        tasks = [asyncio.create_task(ask(scheduler, number)) for number in range(count)]
+        await asyncio.sleep(0)
+        for number in giving_up:
+            tasks[number].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        for number, answer in enumerate(answers):
+            assert answer == number or (number in giving_up and isinstance(answer, asyncio.CancelledError))
+        await scheduler.close(5)
+
+    run(story)
+    workers.close()
+    ran = [number for batch in engine.batches for number in batch]
+    assert len(ran) == len(set(ran))
 
 
 def test_a_full_queue_refuses() -> None:

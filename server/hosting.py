@@ -1,0 +1,203 @@
+"""The models of this process: loaded one after the other in the background, proven, given a scheduler, closed in order.
+
+    Hosting.start()   found -> loading -> ready, or failed with a reason
+    Hosting.close()   every scheduler runs what waits; then the loader is joined and the engines are closed
+
+An engine may hang: a run that never ends, in a driver or a library. Nothing here can end it, so its `Guarded` scheduler
+answers 504 to everybody inside and 503 to whoever comes later, and `Hosting.hung` tells the process that it must end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.errors import DeadlineExceeded, NotReady
+from server.metrics import Metrics
+from server.repository import Loaded, Repository, Served, check_digest, load
+from server.scheduling import Answer, Observer, Scheduler
+from server.settings import Settings
+from server.watchdog import RunClock, until_it_hangs
+from server.workers import Workers
+
+log = logging.getLogger("maskserve")
+
+T = TypeVar("T")
+
+Load = Callable[[Path, int], Loaded]
+
+
+class Guarded:
+    """A scheduler whose callers are let go when its engine hangs; a `Batcher`."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._inside: set[asyncio.Timeout] = set()
+        self._hung = False
+
+    def check_admission(self) -> None:
+        if self._hung:
+            raise NotReady("the engine does not answer any more, the server has to start again", retry_after_s=10.0)
+        self.scheduler.check_admission()
+
+    def worker_seconds(self, pixels: float) -> float:
+        return self.scheduler.worker_seconds(pixels)
+
+    async def submit(
+        self,
+        tensor: NDArray[np.uint8],
+        content: tuple[int, int],
+        finish: Callable[[Answer], T],
+        deadline: float | None = None,
+        priority: int = 0,
+    ) -> T:
+        if self._hung:
+            self.check_admission()
+        patience = asyncio.timeout(None)
+        try:
+            async with patience:
+                self._inside.add(patience)
+                return await self.scheduler.submit(tensor, content, finish, deadline, priority)
+        except TimeoutError:
+            raise DeadlineExceeded("the engine did not answer in time", retry_after_s=0.0) from None
+        finally:
+            self._inside.discard(patience)
+
+    def give_up(self) -> None:
+        """Let everybody go, and nobody in."""
+        self._hung = True
+        for patience in self._inside:
+            patience.reschedule(asyncio.get_running_loop().time())
+
+    async def close(self, limit_s: float) -> None:
+        await self.scheduler.close(0.0 if self._hung else limit_s)
+
+
+class Hosting:
+    """Use it on one event loop.
+
+    Args:
+        load: from a bundle's folder and a number of threads to a proven engine.
+        workers: run the engines; not closed here.
+        mark: hears of every model when its engine begins to run, and 0.0 when it ends; in the engine's thread.
+        self_watch: whether a run that hangs is found here. A process that somebody else watches is ended from outside.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        metrics: Metrics,
+        load: Load = load,
+        *,
+        workers: Workers,
+        mark: Callable[[Served, float], None] = lambda model, since: None,
+        self_watch: bool = True,
+    ) -> None:
+        self.hung = False
+        self.settled = False  # every model is ready, or has failed
+        self._workers = workers
+        self._settings = settings
+        self._repository = repository
+        self._metrics = metrics
+        self._load = load
+        self._mark = mark
+        self._self_watch = self_watch
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._loaded: dict[tuple[str, str], tuple[Loaded, RunClock]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to load; `settled` tells when that is over."""
+        self._tasks.append(asyncio.create_task(self._load_all(), name="loading"))
+
+    async def close(self, limit_s: float) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for model in self._repository.models:
+            if model.batcher is not None:
+                await model.batcher.close(limit_s)
+        self._loader.shutdown(wait=not self.hung)
+        for loaded, clock in self._loaded.values():
+            if not clock.since:
+                loaded.engine.close()
+        for model in self._repository.models:
+            model.condition.become("closed", "the server is shutting down")
+
+    async def _load_all(self) -> None:
+        for model in self._repository.models:
+            self._metrics.model_ready.labels(*model.key).set(0)
+            self._metrics.begin_at_zero(model.key)
+        for model in self._repository.models:
+            model.condition.become("loading", "is being loaded and checked")
+            work = asyncio.get_running_loop().run_in_executor(
+                self._loader, self._load, model.folder, self._workers.width
+            )
+            try:
+                loaded = await work
+                check_digest(model)
+                self._serve(model, loaded)
+            except Exception as error:
+                self._repository.fail(model, error)
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: without this the collector walks it now and then, for 25 ms
+        self.settled = True
+
+    def _serve(self, model: Served, loaded: Loaded) -> None:
+        """Give a proven model its scheduler."""
+        manifest, key, settings, metrics = loaded.bundle.manifest, model.key, self._settings, self._metrics
+        engine = loaded.engine
+        clock = RunClock(lambda since: self._mark(model, since))
+        self._loaded[key] = loaded, clock
+        depth, wasted = metrics.queue_depth.labels(*key), metrics.wasted_images.labels(*key)
+        batch, busy = metrics.batch_size.labels(*key), metrics.engine_busy.labels(*key)
+
+        def ran(size: int, seconds: float) -> None:
+            batch.observe(size)
+            busy.inc(seconds)
+
+        scheduler = Scheduler(
+            clock.timed(engine.run),
+            max_batch=min(settings.max_batch or manifest.max_batch, manifest.max_batch),
+            max_batch_pixels=int(settings.max_batch_megapixels * 1e6),
+            max_queue=settings.queue_limit * settings.max_images,
+            max_wait_s=settings.max_wait_ms / 1000,
+            run_s=loaded.run_s,
+            pace_s=loaded.pace_s,
+            slots=engine.slots,
+            delay_s=settings.batch_delay_ms / 1000,
+            workers=self._workers,
+            run_alone=clock.timed(engine.run_alone),
+            observer=Observer(batch=ran, depth=depth.set, wasted=wasted.inc),
+        )
+        guarded = Guarded(scheduler)
+        model.manifest, model.batcher = manifest, guarded
+        model.condition.become("ready", "golden sample reproduced", loaded.engine.name)
+        metrics.model_info.labels(*key, manifest.masks.kind, loaded.engine.name, manifest.precision).set(1)
+        metrics.model_ready.labels(*key).set(1)
+        metrics.queue_limit.labels(*key).set(settings.queue_limit * settings.max_images)
+        log.info("model %s/%s is ready on %s with %d threads", *key, loaded.engine.name, self._workers.width)
+        if self._self_watch:
+            self._tasks.append(asyncio.create_task(self._watch(model, guarded, clock), name="engine watch"))
+
+    async def _watch(self, model: Served, guarded: Guarded, clock: RunClock) -> None:
+        limit_s = self._settings.engine_timeout_s
+        await until_it_hangs(clock, limit_s)
+        self.hung = True
+        log.critical(
+            "the engine of model %s/%s hangs: a run has lasted more than %g s (MASKSERVE_ENGINE_TIMEOUT_S); "
+            "its requests get 504, and this process has to end",
+            *model.key,
+            limit_s,
+        )
+        self._metrics.model_ready.labels(*model.key).set(0)
+        model.condition.become("failed", f"the engine hangs: a run has lasted more than {limit_s:g} s")
+        guarded.give_up()

@@ -1,0 +1,198 @@
+"""Every mask is a weighted sum of K planes that the whole picture shares (YOLACT, Bolya et al. 2019,
+https://arxiv.org/abs/1904.02689, eq. 1; the segmentation heads of the YOLO family end the same way).
+
+The sum is coarse, a cell for several pixels, and says what is likely anywhere in the picture. So it is cut off at the
+object's box, and grows to the size of the picture between cell centres (half-pixel rule, edges repeated). In tenths,
+grown to twice the width, with the box around the two columns on the left:
+
+    cells          crop to the box      between centres         > threshold
+    8 8 4 0        8 8 . .              8 8 8 6 2 . . .         # # # # . . . .
+    8 8 4 8        8 8 . .              8 8 8 6 2 . . .         # # # # . . . .
+
+Implementations disagree about the details, and the masks show it. Two of the rules that the parameters can say:
+
+    YOLACT      crop="grid", cells="corner", padding=1, interpolate="probabilities"     `postprocess` and `crop` in
+                https://github.com/dbolya/yolact/blob/master/layers/output_utils.py and box_utils.py; so does mmdet
+    YOLO-seg    crop="grid", cells="corner", padding=0, interpolate="logits"            `process_mask` in
+                https://github.com/ultralytics/ultralytics/blob/main/ultralytics/utils/ops.py; with crop="image" it is
+                `process_mask_native`
+
+Only the part of the picture where a mask can be is ever computed: from the cells above the threshold to their next
+neighbours. It grows in width first, while it is small, and then row by row. Matrix products would do it as quickly, but
+BLAS spreads those of this size over all cores, which other pictures need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from server.geometry import Frame
+from server.masks.base import Masks, Outputs
+from server.segments import Patch, Segment
+
+Floats = NDArray[np.float32]
+Bounds = tuple[int, int, int, int]  # y1, x1, y2, x2; the last two are exclusive
+
+CELLS_AT_ONCE = 1_000_000  # of weighted sums: a hundred masks of 64 x 64, 4 MB
+LOWEST = np.float32(-80.0)  # exp(80) is still a float32
+
+
+class PrototypeMasks(Masks):
+    """Objects with boxes; a mask is `coefficients @ prototypes`, cut off at the box."""
+
+    kind: Literal["prototypes"] = "prototypes"
+    threshold: float = Field(0.5, gt=0.0, lt=1.0, description="probability above which a pixel is part of an object")
+    crop: Literal["grid", "image", "none"] = Field(
+        "grid", description="cut off at the box before the mask grows, after it, or not at all"
+    )
+    cells: Literal["touched", "corner"] = Field(
+        "touched", description="kept are cells (pixels) that the box touches, or whose top-left corner lies inside"
+    )
+    padding: float = Field(0.0, ge=0.0, description="cells (pixels) by which the box is larger for the crop")
+    interpolate: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="what grows; where logits are cut off, the threshold itself stands outside"
+    )
+
+    legend: ClassVar[dict[str, str]] = {
+        "boxes": "N 4",
+        "scores": "N",
+        "labels": "N",
+        "coefficients": "N K",
+        "prototypes": "K h w",
+    }
+
+    def decode(self, outputs: Outputs, frame: Frame, min_score: float) -> Iterator[Segment]:
+        scores, prototypes = outputs["scores"], outputs["prototypes"]
+        (kept,) = np.nonzero((scores >= min_score) & (scores > 0))
+        if not kept.size:
+            return
+        grid = prototypes.shape[1:]
+        growth = _growth(grid, frame)
+        input_boxes = outputs["boxes"][kept].astype(np.float64)
+        boxes = frame.to_original(input_boxes).clip(0, [*frame.size[::-1], *frame.size[::-1]])
+        kept_cells, kept_pixels = self._crops(input_boxes, grid, frame)
+        step = max(1, CELLS_AT_ONCE // (grid[0] * grid[1]))
+        for start in range(0, len(kept), step):
+            part = kept[start : start + step]
+            # row by row of the grid, which keeps each product on one core: (n, K) @ (h, K, w) -> (h, n, w)
+            sums = outputs["coefficients"][part] @ prototypes.transpose(1, 0, 2)
+            for i, logits in enumerate(sums.transpose(1, 0, 2), start):
+                x1, y1, x2, y2 = boxes[i].tolist()
+                yield Segment(
+                    label=int(outputs["labels"][kept[i]]),
+                    score=float(scores[kept[i]]),
+                    box=(x1, y1, x2, y2),
+                    patch=self._grow(logits, kept_cells[i], kept_pixels[i], growth),
+                )
+
+    def _crops(
+        self, input_boxes: NDArray[np.float64], grid: tuple[int, int], frame: Frame
+    ) -> tuple[list[Bounds], list[Bounds]]:
+        """For every box the cells and the original pixels that its crop leaves; all of them where it does not cut."""
+        whole_grid, whole_image = ([(0, 0, *size)] * len(input_boxes) for size in (grid, frame.size))
+        match self.crop:
+            case "grid":
+                to_cells = np.array([grid[1] / frame.input_size[1], grid[0] / frame.input_size[0]] * 2)
+                return self._inside(input_boxes * to_cells, grid), whole_image
+            case "image":
+                return whole_grid, self._inside(frame.to_original(input_boxes), frame.size)
+            case "none":
+                return whole_grid, whole_image
+
+    def _inside(self, boxes: NDArray[np.float64], size: tuple[int, int]) -> list[Bounds]:
+        """The cells of a grid of `size` that each xyxy box keeps; nothing where a box is inside out."""
+        first = np.floor if self.cells == "touched" else np.ceil
+        low = first((boxes[:, 1::-1] - self.padding).clip(0, size))  # (N, 2) y, x
+        high = np.ceil((boxes[:, :1:-1] + self.padding).clip(0, size))
+        return [(y1, x1, y2, x2) for y1, x1, y2, x2 in np.hstack([low, high]).astype(int).tolist()]
+
+    def _grow(self, logits: Floats, cells: Bounds, pixels: Bounds, growth: _Growth) -> Patch:
+        """One mask from its (h, w) sums, in original pixels.
+
+        A grown value lies between those of the cells around it, so there is nothing to find farther than one cell from
+        a cell above the threshold.
+        """
+        y1, x1, y2, x2 = cells
+        if self.interpolate == "logits":
+            level = 0.0
+            values = logits[y1:y2, x1:x2] - np.float32(np.log(self.threshold / (1 - self.threshold)))
+        else:
+            level = self.threshold
+            values = 1 / (1 + np.exp(-np.maximum(logits[y1:y2, x1:x2], LOWEST)))
+        above = values > level
+        rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
+        if not rows.size:
+            return Patch(pixels[0], pixels[1], np.zeros((0, 0), np.bool_))
+        vertical, horizontal = growth
+        py1, py2 = vertical.between(y1 + int(rows[0]) - 1, y1 + int(rows[-1]) + 1, pixels[0], pixels[2])
+        px1, px2 = horizontal.between(x1 + int(columns[0]) - 1, x1 + int(columns[-1]) + 1, pixels[1], pixels[3])
+
+        framed = _frame(values, cells, logits.shape)
+        left, share = horizontal.below[px1:px2] - (x1 - 1), horizontal.share[px1:px2]
+        wide = framed.take(left + 1, axis=1) - framed.take(left, axis=1)  # (h + 2, pixels)
+        wide *= share
+        wide += framed.take(left, axis=1)
+        top, share = vertical.below[py1:py2] - (y1 - 1), vertical.share[py1:py2]
+        grown = np.diff(wide, axis=0).take(top, axis=0)  # (pixels, pixels)
+        grown *= share[:, None]
+        grown += wide.take(top, axis=0)
+        return Patch(py1, px1, grown > level)
+
+
+def _frame(values: Floats, cells: Bounds, grid: tuple[int, ...]) -> Floats:
+    """(h + 2, w + 2): what the crop left, between zeros; at the edge of the grid, between itself."""
+    height, width = values.shape
+    framed = np.zeros((height + 2, width + 2), np.float32)
+    framed[1:-1, 1:-1] = values
+    if cells[0] == 0:
+        framed[0] = framed[1]
+    if cells[2] == grid[0]:
+        framed[-1] = framed[-2]
+    if cells[1] == 0:
+        framed[:, 0] = framed[:, 1]
+    if cells[3] == grid[1]:
+        framed[:, -1] = framed[:, -2]
+    return framed
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """Where the centre of every original pixel lies between two cells. All (pixels,)."""
+
+    places: NDArray[np.float64]  # 0 is the first cell's centre
+    below: NDArray[np.intp]  # the last cell whose centre does not lie beyond it; -1 before the first
+    share: Floats  # of the next cell in its value
+
+    def between(self, low: int, high: int, first: int, stop: int) -> tuple[int, int]:
+        """The pixels strictly between two cells' centres, of those from `first` up to `stop`."""
+        start = int(self.places.searchsorted(low, side="right"))
+        end = int(self.places.searchsorted(high, side="left"))
+        start = min(max(start, first), stop)
+        return start, max(start, min(end, stop))
+
+
+_Growth = tuple[_Axis, _Axis]  # vertical, horizontal
+
+
+def _growth(grid: tuple[int, int], frame: Frame) -> _Growth:
+    vertical, horizontal = (
+        _axis(pixels, scale * cells / input_side)
+        for pixels, scale, cells, input_side in zip(frame.size, frame.scale, grid, frame.input_size, strict=True)
+    )
+    return vertical, horizontal
+
+
+def _axis(pixels: int, step: float) -> _Axis:
+    """
+    Args:
+        step: cells per pixel.
+    """
+    places = np.round((np.arange(pixels) + 0.5) * step - 0.5, 9)  # a cell has no share where only rounding gives it one
+    below = np.floor(places).astype(np.intp)
+    return _Axis(places, below, (places - below).astype(np.float32))

@@ -1,0 +1,27 @@
+"""Several processes that answer as one: fronts for HTTP, pictures and masks, one engine process for the networks.
+
+                      supervisor          binds the port, starts the others, and starts them again
+                    /     |      \\
+             front-1   front-2   engine   batches form over all fronts
+                 \\________\\_______/
+                  a socket each for small messages, and two files in memory for tensors
+
+    front                                  engine
+    allocates a place, writes the tensor
+    Job(id, place, shape, deadline)  --->  scheduler.submit(view of the place)
+                                           allocates a place, writes the outputs
+    Answer(id, place, shapes)        <---
+    frees the tensor's place; masks are computed on a view of the outputs
+    Free(place of the outputs)       --->
+
+No tensor is pickled or sent. A place belongs to the other side from its message until the message that answers it, so a
+caller that hangs up cannot make two pictures share one. The files in memory have no name: when the last process that
+holds one is gone, so is the file, whichever way they died.
+
+    arena.py       places in a file in memory          wire.py        the messages
+    board.py       what all processes may know         ledger.py      metrics whose totals are the totals
+    client.py      a front's way to the engine         front.py       the process around it
+    accepting.py   who takes the next connection
+    serving.py     the engine's way to its fronts      engine.py      the process around it
+    child.py       how both begin                      supervisor.py  who starts and ends whom
+"""

@@ -1,0 +1,60 @@
+"""How long what has been let in will keep the workers busy: what admission asks before it lets in more.
+
+with backlog.enter(0.004 + 0.025 + 0.002) as entry:  # decode, run, masks: predicted seconds of one worker
+    entry.expects(0.025 + 0.002)                     # decoded
+    backlog.wait_s()                                 # until somebody who came now would begin
+"""
+
+from __future__ import annotations
+
+
+class Entry:
+    """One picture's work that is left."""
+
+    def __init__(self, backlog: Backlog, seconds: float) -> None:
+        self._backlog = backlog
+        self.left_s = seconds
+
+    def expects(self, seconds: float) -> None:
+        """A step is over, or more is known: this much is left."""
+        self._change(seconds)
+
+    def __enter__(self) -> Entry:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """All is done, or given up."""
+        self._change(0.0)
+        self._backlog.entries.discard(self)
+
+    def _change(self, seconds: float) -> None:
+        self._backlog.seconds += seconds - self.left_s
+        self.left_s = seconds
+
+
+class Backlog:
+    """Used on one event loop.
+
+    Args:
+        width: workers that share the work.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.seconds = 0.0
+        self.entries: set[Entry] = set()
+
+    def enter(self, seconds: float) -> Entry:
+        entry = Entry(self, seconds)
+        self.entries.add(entry)
+        self.seconds += seconds
+        return entry
+
+    @property
+    def idle(self) -> bool:
+        """Whether a worker has nothing to do."""
+        return len(self.entries) < self.width
+
+    def wait_s(self) -> float:
+        """Predicted seconds until what comes now would begin; 0 while a worker is idle."""
+        return 0.0 if self.idle else max(0.0, self.seconds) / self.width
