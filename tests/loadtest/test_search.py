@@ -85,16 +85,18 @@ def test_the_limit_of_a_simulated_queue_is_found_within_10_percent() -> None:
 
 @pytest.mark.slow
 def test_the_capacity_of_a_server_is_found_within_10_percent(loadtest: LoadTest) -> None:
-    for _ in range(3):  # other work on the machine takes from the fake's 100/s while it lasts
+    """100/s at most. Runs of 4 s and a promise of 1 s forgive a machine that stops for half a second, and let the rate
+    that is found, of a perfect machine too, be 93 to 114 (5th to 95th percentile in simulation): a try may miss."""
+    for _ in range(3):
         with fake(service_ms=10) as url:
-            tested = loadtest(url, "--find-max", "--p99-ms", 250, "--duration", 4, "--warmup", 0.5)
-        if tested.report["search"]["rate"] == pytest.approx(98, rel=0.10):
+            tested = loadtest(url, "--find-max", "--p99-ms", 1000, "--duration", 4, "--warmup", 0.5)
+        assert tested.code == 0
+        assert tested.report["search"]["confirmed"]
+        assert "confirmed" in tested.out
+        assert tested.err.count("holds") + tested.err.count("breaks") == len(tested.report["search"]["steps"])
+        if tested.report["search"]["rate"] == pytest.approx(103, rel=0.10):
             break
-    assert tested.code == 0
-    assert tested.report["search"]["confirmed"]
-    assert tested.report["search"]["rate"] == pytest.approx(98, rel=0.10)
-    assert "confirmed" in tested.out
-    assert tested.err.count("holds") + tested.err.count("breaks") == len(tested.report["search"]["steps"])
+    assert tested.report["search"]["rate"] == pytest.approx(103, rel=0.10)
 
 
 def test_a_promise_that_no_rate_holds_ends_with_1(loadtest: LoadTest) -> None:
