@@ -38,7 +38,7 @@ settings, workers, kind = Settings.model_validate(json.loads(sys.argv[1])), int(
 where = {"nuclei": "server.repository:load", "cheap": "bench.workers:load"}[kind]
 if workers > 1:
     from server.processes.supervisor import supervise
-    code = supervise(settings, workers, where)
+    code = supervise(settings, workers, settings.engines == "shared", where)
 else:
     import importlib
     from server.http.app import create_app

@@ -8,7 +8,7 @@ import sys
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from server.cores import choose_workers, has_gpu, usable_cores
+from server.cores import choose_workers, has_gpu, memory_limit, usable_cores
 from server.errors import StartupError
 from server.logs import logging_to_stderr
 from server.settings import Settings
@@ -26,12 +26,13 @@ def main() -> int:
         flag = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
         print(f"{flag}: {first['msg']} (got {first['input']!r}); see --help", file=sys.stderr)
         return 2
-    workers = choose_workers(settings.workers, usable_cores(), has_gpu())
+    shared = settings.engines == "shared" or (settings.engines == "auto" and has_gpu())
+    workers = choose_workers(settings.workers, settings.threads or usable_cores(), shared, memory_limit())
     try:
         if workers > 1 and sys.platform != "win32":
             from server.processes.supervisor import supervise
 
-            return supervise(settings, workers)
+            return supervise(settings, workers, shared)
         with logging_to_stderr(settings.log_style, settings.log_level):
             return serve(settings)
     except StartupError as error:

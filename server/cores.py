@@ -12,6 +12,10 @@ import os
 from pathlib import Path
 from typing import Literal
 
+MOST = 16  # processes that are chosen without being asked for
+SERVER_BYTES = 768e6  # of memory that a whole server should have, with a small model and pictures of some megapixels
+NO_LIMIT = 2**60  # what cgroup v1 writes for none
+
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """At least 1. A quota of 1.5 cores gives 2: the pool may briefly run ahead of the quota, never by a whole core."""
@@ -42,18 +46,40 @@ def has_gpu(devices: Path = Path("/dev")) -> bool:
     return importlib.util.find_spec("tensorrt") is not None or _installed("onnxruntime-gpu")
 
 
-def choose_workers(wanted: int | Literal["auto"], cores: int, gpu: bool) -> int:
-    """How many front processes; 1 means that one process does everything.
+def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes that the container grants, by cgroup v2, else v1; infinite without a limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = (cgroup / name).read_text().strip()
+        except OSError:
+            continue
+        if limit.isdecimal() and int(limit) < NO_LIMIT:
+            return int(limit)
+    return math.inf
 
-    A network on a CPU takes every core there is, and a front beside it only helps once HTTP, decoding and masks keep
-    one core busy all by themselves: never on 4 cores. Beyond, two fronts, so that one may die or stall. A GPU leaves
-    the cores to the fronts: half as many, since each decodes and computes masks in threads besides its event loop.
+
+def choose_workers(wanted: int | Literal["auto"], cores: int, shared: bool, memory: float) -> int:
+    """How many processes answer HTTP; 1 means that one process does everything.
+
+    One Python lock feeds about two cores: whole servers are one for each core up to 4, then one for two cores. Where an
+    engine process serves all, on a GPU, the cores are the fronts': half as many, since each decodes and computes masks
+    in threads besides its event loop.
+
+    Args:
+        wanted: by the user.
+        shared: whether there is one engine process for all.
+        memory: bytes that all together may take.
     """
     if wanted != "auto":
         return wanted
-    if gpu:
-        return max(1, min(cores // 2, 16))
-    return 1 if cores <= 4 else 2
+    if shared:
+        return max(1, min(cores // 2, MOST))
+    return max(1, min(max(min(cores, 4), cores // 2), MOST, int(min(memory / SERVER_BYTES, MOST))))
+
+
+def share_of_cores(cores: int, servers: int) -> int:
+    """Workers of each whole server, so that together they leave no core idle."""
+    return math.ceil(cores / servers)
 
 
 def codec_threads(fronts: int) -> int:

@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from server import memory
 from server.errors import DeadlineExceeded, NotReady
 from server.metrics import Metrics
 from server.repository import Loaded, Repository, Served, check_digest, load
@@ -87,6 +88,8 @@ class Hosting:
     Args:
         load: from a bundle's folder and a number of threads to a proven engine.
         workers: run the engines; not closed here.
+        threads: cores that a lone run may use, these and those of other processes.
+        crowded: whether other processes have work for the cores too; asked before every run, in a worker.
         mark: hears of every model when its engine begins to run, and 0.0 when it ends; in the engine's thread.
         self_watch: whether a run that hangs is found here. A process that somebody else watches is ended from outside.
     """
@@ -99,12 +102,16 @@ class Hosting:
         load: Load = load,
         *,
         workers: Workers,
+        threads: int | None = None,
+        crowded: Callable[[], bool] = lambda: False,
         mark: Callable[[Served, float], None] = lambda model, since: None,
         self_watch: bool = True,
     ) -> None:
         self.hung = False
         self.settled = False  # every model is ready, or has failed
         self._workers = workers
+        self._threads = threads or workers.width
+        self._crowded = crowded
         self._settings = settings
         self._repository = repository
         self._metrics = metrics
@@ -138,9 +145,7 @@ class Hosting:
             self._metrics.begin_at_zero(model.key)
         for model in self._repository.models:
             model.condition.become("loading", "is being loaded and checked")
-            work = asyncio.get_running_loop().run_in_executor(
-                self._loader, self._load, model.folder, self._workers.width
-            )
+            work = asyncio.get_running_loop().run_in_executor(self._loader, self._load, model.folder, self._threads)
             try:
                 loaded = await work
                 check_digest(model)
@@ -149,6 +154,7 @@ class Hosting:
                 self._repository.fail(model, error)
         gc.collect()
         gc.freeze()  # what has been loaded stays: without this the collector walks it now and then, for 25 ms
+        memory.give_back()  # what reading the files took
         self.settled = True
 
     def _serve(self, model: Served, loaded: Loaded) -> None:
@@ -172,10 +178,11 @@ class Hosting:
             max_wait_s=settings.max_wait_ms / 1000,
             run_s=loaded.run_s,
             pace_s=loaded.pace_s,
-            slots=engine.slots,
+            slots=min(engine.slots, self._workers.width),
             delay_s=settings.batch_delay_ms / 1000,
             workers=self._workers,
             run_alone=clock.timed(engine.run_alone),
+            crowded=self._crowded,
             observer=Observer(batch=ran, depth=depth.set, wasted=wasted.inc),
         )
         guarded = Guarded(scheduler)
@@ -201,3 +208,4 @@ class Hosting:
         self._metrics.model_ready.labels(*model.key).set(0)
         model.condition.become("failed", f"the engine hangs: a run has lasted more than {limit_s:g} s")
         guarded.give_up()
+        self._workers.give_up(lambda: DeadlineExceeded("the engine did not answer in time", retry_after_s=0.0))

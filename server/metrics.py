@@ -73,7 +73,9 @@ class Metrics:
             registry=kind,
         )  # fmt: skip
         self.queue_depth = Gauge("seg_queue_depth", "Images waiting for the engine", MODEL, registry=kind)
-        self.queue_limit = Gauge("seg_queue_limit", "Images that may wait for the engine", MODEL, registry=kind)
+        self.queue_limit = Gauge(
+            "seg_queue_limit", "Images that may wait for the engine", MODEL, registry=kind, multiprocess_mode="livemax"
+        )
         self.rejected = Counter(
             "seg_rejected", "Requests refused by the server's state", (*MODEL, "reason"), registry=kind
         )
@@ -85,9 +87,12 @@ class Metrics:
             buckets=LATENCY_S, registry=kind,
         )  # fmt: skip
         self.model_info = Gauge(
-            "seg_model_info", "1 for every loaded model", (*MODEL, "kind", "engine", "precision"), registry=kind
+            "seg_model_info", "1 for every loaded model", (*MODEL, "kind", "engine", "precision"), registry=kind,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self.model_ready = Gauge(
+            "seg_model_ready", "1 when the model answers, else 0", MODEL, registry=kind, multiprocess_mode="livemax"
         )
-        self.model_ready = Gauge("seg_model_ready", "1 when the model answers, else 0", MODEL, registry=kind)
         self.response_bytes = Histogram(
             "seg_response_bytes", "Bytes per answer", MODEL,
             buckets=(1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7, 6.4e7), registry=kind,

@@ -36,13 +36,18 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to bind; 0 picks a free one")
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         "auto",
-        description="front processes (HTTP, decoding, masks), beside one for the engine; 1 is one process in all. "
-        "auto: 1 on up to 4 cores, 2 beyond, half of the cores with a GPU. Raise it when a GPU waits for the fronts",
+        description="processes that answer HTTP; 1 is one process in all. auto: one per core up to 4, then one for "
+        "two; half of the cores with a GPU; fewer where memory is short. Lower it to save memory",
+    )
+    engines: Literal["auto", "each", "shared"] = Field(
+        "auto",
+        description="with several workers: each has engines of its own, or all share those of one more process, where "
+        "batches form over all of them. auto: shared with a GPU, else each",
     )
     shared_mb: float = Field(
         512.0,
         gt=0,
-        description="with several workers: megabytes of shared memory for pictures that wait, and as many for answers, "
+        description="with shared engines: megabytes of shared memory for pictures that wait, and as many for answers, "
         "at most, for each front; only what is used is taken. A full one gives 503. Raise it for large inputs",
     )
     threads: Annotated[int, Field(ge=0)] = Field(

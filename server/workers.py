@@ -57,6 +57,7 @@ class Workers:
         self._lock = threading.Lock()
         self._busy = 0
         self._ended = False
+        self._waited_for: set[asyncio.Future[Any]] = set()  # by callers of `run`
         self._threads = [
             threading.Thread(target=self._work, name=f"worker_{number}", daemon=True) for number in range(threads)
         ]
@@ -90,8 +91,21 @@ class Workers:
                 error = caught
             tell(loop, settle, future, result, error)
 
+        self._waited_for.add(future)
         self.put(rank, task)
-        return await future
+        try:
+            return await future
+        finally:
+            self._waited_for.discard(future)
+
+    def give_up(self, error: Callable[[], Exception]) -> None:
+        """Let all callers of `run` go, on the event loop: the thread that should have served them may never come back.
+
+        Args:
+            error: makes what each of them gets.
+        """
+        for future in list(self._waited_for):
+            settle(future, None, error())
 
     def put(self, rank: Rank, task: Callable[[], None]) -> None:
         """Have something done; after `close` nothing is, since whoever asks then has outlived the server."""

@@ -24,8 +24,12 @@ from server.settings import Settings
 log = logging.getLogger("maskserve")
 
 
-def protocol_with_header_timeout(timeout_s: float) -> type[HttpToolsProtocol]:
-    """A protocol that gives headers `timeout_s` from the connection's start, or from the request's first byte."""
+def protocol_with_header_timeout(timeout_s: float, parts: Callable[[], bool]) -> type[HttpToolsProtocol]:
+    """A protocol that gives headers `timeout_s` from the connection's start, or from the request's first byte.
+
+    Args:
+        parts: whether a connection is to close with the answer to the request that just came.
+    """
 
     class TimedHeaders(HttpToolsProtocol):
         _patience: asyncio.TimerHandle | None = None
@@ -41,6 +45,8 @@ def protocol_with_header_timeout(timeout_s: float) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._stop_waiting()
             super().on_headers_complete()
+            if parts():
+                self.cycle.keep_alive = False  # uvicorn says so to the client
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
@@ -74,6 +80,9 @@ class Door(Protocol):
 
     def tell(self) -> None:
         """Ten times a second."""
+
+    def parts(self) -> bool:
+        """Whether the connection whose request just came should come in again, by another door."""
 
     def stop(self) -> None: ...
 
@@ -158,7 +167,7 @@ def run_server(app: FastAPI, settings: Settings, door: Door | None = None) -> in
         app,
         host=settings.host,
         port=settings.port,
-        http=protocol_with_header_timeout(settings.header_timeout_s),
+        http=protocol_with_header_timeout(settings.header_timeout_s, (lambda: False) if door is None else door.parts),
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         ws="none",
         lifespan="on",

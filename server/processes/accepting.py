@@ -1,8 +1,12 @@
 """Which front takes the next connection: one with few, since a connection stays with its front for all its requests.
 
-All fronts listen on one socket, and the system wakes all of them; left alone, whoever wakes first takes everything that
-waits. Here a front takes one connection at a time, at once if nobody has fewer; otherwise it first gives those with
-fewer a moment, and then takes it all the same, so that a front that is stuck or dead holds nobody up.
+A whole server counts as a front here, once it is prepared. All fronts listen on one socket, and the system wakes all of
+them; left alone, whoever wakes first takes everything that waits. Here a front takes one
+connection at a time, at once if nobody has fewer; otherwise it first gives those with fewer a moment, and then takes it
+all the same, so that a front that is stuck or dead holds nobody up.
+
+Connections that came while a front was missing would stay with the others for ever. So a front that has two more than
+another closes one with its next answer, now and then, until they are even: its client comes again.
 """
 
 from __future__ import annotations
@@ -15,12 +19,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 log = logging.getLogger("maskserve")
 
 MOMENT_S = 0.003  # that a front waits for one with fewer connections
 PAUSE_S = 0.2  # after an error, such as no more file descriptors
+PART_S = 0.02  # between two connections that are closed for evenness
+YIELD_S = 0.02  # that a front which is not prepared leaves to those that are, again and again
 
 
 class Turns:
@@ -30,17 +37,25 @@ class Turns:
         sock: the listening socket that all fronts share.
         rows: of the board, one for every front.
         number: which row is ours.
+        prepared: whether requests can be answered; while not, connections are left to those that can.
     """
 
     def __init__(
-        self, sock: socket.socket, rows: NDArray[Any], number: int, clock: Callable[[], float] = time.perf_counter
+        self,
+        sock: socket.socket,
+        rows: NDArray[Any],
+        number: int,
+        prepared: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        self._prepared = prepared
         self._clock = clock
         self.sock = sock
         self._rows = rows
         self._number = number
         self._tasks: set[asyncio.Task[Any]] = set()
         self._later: asyncio.TimerHandle | None = None
+        self._parted = 0.0
 
     def start(self, protocol: Callable[[], asyncio.Protocol], connections: Callable[[], int]) -> None:
         """
@@ -64,7 +79,26 @@ class Turns:
     def tell(self) -> None:
         """Write on the board how many there are, and that we live; connections also end, so tell now and then."""
         self._rows["heartbeat"][self._number] = self._clock()
-        self._rows["connections"][self._number] = self._connections() + len(self._tasks)
+        self._rows["prepared"][self._number] = self._prepared()
+        self._rows["connections"][self._number] = self._count()
+
+    def parts(self) -> bool:
+        """Whether the connection whose request just came should end with its answer, since others have fewer."""
+        now = self._clock()
+        if now - self._parted < PART_S:
+            return False
+        self._parted = now
+        self.tell()
+        others = self._prepared_others()
+        return bool(others.any()) and self._count() >= int(self._rows["connections"][others].min()) + 2
+
+    def _count(self) -> int:
+        return self._connections() + len(self._tasks)
+
+    def _prepared_others(self) -> NDArray[np.bool_]:
+        others: NDArray[np.bool_] = (self._rows["pid"] != 0) & (self._rows["prepared"] != 0)
+        others[self._number] = False
+        return others
 
     def _listen(self) -> None:
         self._later = None
@@ -73,8 +107,11 @@ class Turns:
     def _knock(self) -> None:
         """Somebody waits to be let in."""
         self.tell()
-        counts, alive = self._rows["connections"], self._rows["pid"] != 0
-        if counts[self._number] <= counts[alive].min(initial=counts[self._number]):
+        counts, others = self._rows["connections"], self._prepared_others()
+        if not self._rows["prepared"][self._number] and others.any():
+            self._loop.remove_reader(self.sock)
+            self._later = self._loop.call_later(YIELD_S, self._listen)
+        elif counts[self._number] <= counts[others].min(initial=counts[self._number]):
             self._take()
         else:
             self._loop.remove_reader(self.sock)

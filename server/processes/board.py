@@ -3,7 +3,7 @@
 Every field has one writer, is read at any time, and fits a machine word or harms nobody half-written (text for people).
 
     models    the engine process: state, reason, since when it runs, when it will be free.  The supervisor: who hung
-    processes each its own row: heartbeat, connections, requests inside; and its id, by the supervisor
+    processes each its own row: heartbeat, connections, requests inside, prepared; and its id, by the supervisor
     quotas    of keys; several writers, so there is a lock
 """
 
@@ -40,6 +40,7 @@ PROCESS = np.dtype(
         ("heartbeat", np.float64),  # when its event loop last turned; 0.0: it has not begun
         ("inside", np.int64),
         ("connections", np.int64),
+        ("prepared", np.int64),  # 1: it would answer a request with more than "not yet"
     ]
 )
 ENGINE = np.dtype([("generation", np.int64), ("settled", np.int64)])  # settled: the generation that has loaded all

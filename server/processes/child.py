@@ -1,4 +1,4 @@
-"""How a front and the engine process begin: told everything on stdin, in one object of JSON, by the supervisor.
+"""How every process but the supervisor begins: told everything on stdin, in one object of JSON, by the supervisor.
 
 Nothing is inherited but what is listed: descriptors by number, settings by value. When the supervisor dies, its
 children do.
@@ -35,7 +35,8 @@ PR_SET_PDEATHSIG = 1  # prctl(2): a signal for me when my parent dies
 class Spec:
     """What a child is told."""
 
-    name: str  # engine, front-1, front-2, ...
+    name: str  # one of `names`
+    names: list[str]  # of all processes, in the order of the board
     number: int  # of a front, from 0
     parent: int  # process id of the supervisor
     settings: dict[str, Any]
@@ -84,7 +85,7 @@ def run(work: Callable[[Child], int]) -> None:
             ours = 0 if spec.listen is None else spec.number + 1
             totals = Totals([Ledger(descriptor) for descriptor in spec.ledgers], ours)
             totals.install()
-            metrics = Metrics(Processes(lambda: people(board)), totals.fresh)
+            metrics = Metrics(Processes(lambda: people(spec.names, board)), totals.fresh)
             models = [
                 Served(name, int(folder), settings.bundles / name / folder, digest=digest)
                 for name, folder, digest in spec.models
@@ -100,9 +101,14 @@ def run(work: Callable[[Child], int]) -> None:
     leave(code)
 
 
-def people(board: Board) -> dict[str, int]:
+def process_names(fronts: int, shared: bool) -> list[str]:
+    """Of all processes, in the order of the board's rows; without a shared engine its row stays empty."""
+    kind = "front" if shared else "server"
+    return ["supervisor", "engine", *(f"{kind}-{number + 1}" for number in range(fronts))]
+
+
+def people(names: list[str], board: Board) -> dict[str, int]:
     """Names and ids of the processes that run."""
-    names = ["supervisor", "engine", *(f"front-{number + 1}" for number in range(len(board.fronts)))]
     return {name: int(pid) for name, pid in zip(names, board.processes["pid"], strict=True) if pid}
 
 

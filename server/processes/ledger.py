@@ -130,7 +130,7 @@ class Totals:
 
         class Bound(SharedValue):
             def __init__(self, *args: Any, **options: Any) -> None:
-                super().__init__(totals, *args)
+                super().__init__(totals, *args, **options)
 
         values.ValueClass = Bound
 
@@ -146,9 +146,18 @@ class SharedValue:
     _multiprocess = False
 
     def __init__(
-        self, totals: Totals, kind: str, metric: str, name: str, names: Sequence[str], labels: Sequence[str], *_: Any
+        self,
+        totals: Totals,
+        kind: str,
+        metric: str,
+        name: str,
+        names: Sequence[str],
+        labels: Sequence[str],
+        help_text: str,
+        multiprocess_mode: str = "sum",
     ) -> None:
         self._totals = totals
+        self._merge = max if multiprocess_mode == "livemax" else sum  # a gauge may be the same fact in every process
         self._series = Series(kind, metric, name, tuple(labels))
         self._place = totals.ours.place(self._series)
 
@@ -162,7 +171,7 @@ class SharedValue:
             self._totals.ours.set(self._place, value)
 
     def get(self) -> float:
-        return sum(ledger.get(self._series) for ledger in self._totals.ledgers)
+        return float(self._merge(ledger.get(self._series) for ledger in self._totals.ledgers))
 
     def set_exemplar(self, exemplar: Any) -> None:
         """None are kept."""

@@ -1,4 +1,7 @@
-"""The process that was started: it binds the port, starts one engine process and the fronts, and starts them again.
+"""The process that was started: it binds the port, starts the others, and starts them again.
+
+The others are whole servers, each with engines of its own, or fronts and one engine process. A whole server counts as a
+front wherever its engines do not matter; when one of them hangs it ends by itself.
 
     a front dies           its clients see a broken connection; another takes its place and its metrics
     the engine dies        what it had gets 503, /readyz says no, another is started and connected to every front
@@ -17,31 +20,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import selectors
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 
-from server.errors import BadAddress, StartupError
+from server.errors import StartupError
 from server.http.keys import read_keys
 from server.logs import logging_to_stderr, write_stderr
 from server.manifest import MANIFEST_FILE, sha256_of
 from server.processes.arena import shared_file
 from server.processes.board import Board, make_board
-from server.processes.child import Spec
+from server.processes.child import Spec, process_names
 from server.processes.client import INTRODUCTION
 from server.processes.ledger import Ledger, make_ledger
+from server.processes.outside import listening, waking
 from server.repository import Repository, find_models
 from server.settings import Settings
 
 log = logging.getLogger("maskserve")
 
-BACKLOG = 2048  # connections that wait to be accepted
 LOOK_S = 0.25  # between two looks at the board
 TRIES = 5  # of a child that never gets as far as to work
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0  # before the next try; doubled each time
@@ -72,12 +73,13 @@ class Process:
             self.popen.send_signal(number)
 
 
-def supervise(settings: Settings, fronts: int, load: str = "server.repository:load") -> int:
+def supervise(settings: Settings, fronts: int, shared: bool, load: str = "server.repository:load") -> int:
     """Serve until a signal comes.
 
     Args:
         fronts: how many front processes.
-        load: `module:function` that opens a bundle in the engine process.
+        shared: whether they share an engine process; else each is a whole server.
+        load: `module:function` that opens a bundle.
 
     Returns:
         The exit code: 0, or 1 when it gave up or had to kill what did not end.
@@ -96,7 +98,7 @@ def supervise(settings: Settings, fronts: int, load: str = "server.repository:lo
         log.info("found %s in %s", ", ".join("/".join(model.key) for model in repository.models), settings.bundles)
         try:
             with listening(settings.host, settings.port) as port, waking() as (wait, signals):
-                return Supervisor(settings, fronts, load, models, quotas, board, port).run(wait, signals)
+                return Supervisor(settings, fronts, shared, load, models, quotas, board, port).run(wait, signals)
         except StartupError:
             raise
         except Exception:
@@ -109,6 +111,7 @@ class Supervisor:
         self,
         settings: Settings,
         fronts: int,
+        shared: bool,
         load: str,
         models: list[tuple[str, str, str]],
         quotas: int,
@@ -124,9 +127,11 @@ class Supervisor:
         self._port = port
         self._clock = clock
         self._engine = Process("engine", 1)
-        self._fronts = [Process(f"front-{number + 1}", number + 2) for number in range(fronts)]
-        self._all = [self._engine, *self._fronts]
-        self._ledgers = [make_ledger(process.name) for process in self._all]
+        self._shared = shared
+        self._names = process_names(fronts, shared)
+        self._fronts = [Process(name, row) for row, name in enumerate(self._names) if row >= 2]
+        self._all = [self._engine, *self._fronts] if shared else self._fronts
+        self._ledgers = [make_ledger(process.name) for process in (self._engine, *self._fronts)]
         self._generation = 0
         board.processes["pid"][0] = os.getpid()
 
@@ -164,6 +169,7 @@ class Supervisor:
         listen = None if is_engine else self._port.fileno()
         spec = Spec(
             name=process.name,
+            names=self._names,
             number=process.row - 2,
             parent=os.getpid(),
             settings=self._settings.model_dump(mode="json"),
@@ -179,7 +185,7 @@ class Supervisor:
         )
         passed = [theirs.fileno(), self._board.descriptor, *self._ledgers, *([] if listen is None else [listen])]
         process.popen = subprocess.Popen(
-            [sys.executable, "-m", "server.processes.engine" if is_engine else "server.processes.front"],
+            [sys.executable, "-m", f"server.processes.{self._kind(process)}"],
             stdin=subprocess.PIPE,
             pass_fds=passed,
             process_group=0,  # Ctrl-C in a terminal is for the supervisor
@@ -192,6 +198,12 @@ class Supervisor:
         self._board.processes["pid"][process.row] = process.popen.pid
         for front in self._fronts if is_engine else [process]:
             self._introduce(front)
+
+    def _kind(self, process: Process) -> str:
+        """The module it runs."""
+        if process is self._engine:
+            return "engine"
+        return "front" if self._shared else "whole"
 
     def _introduce(self, front: Process) -> None:
         """Give a front and the engine process, where both run, the ends of a connection and its two shared files."""
@@ -236,11 +248,12 @@ class Supervisor:
             process.control.close()
         process.popen = process.control = None
         self._board.processes["pid"][process.row] = 0
-        for name in ("heartbeat", "inside", "connections"):
+        for name in ("heartbeat", "inside", "connections", "prepared"):
             self._board.processes[name][process.row] = 0
         if process is self._engine:
             self._board.forget_engine(BETWEEN)
-            Ledger(self._ledgers[0]).clear_gauges()
+        if process is self._engine or not self._shared:
+            Ledger(self._ledgers[process.row - 1]).clear_gauges()
 
     def _look_for_hangs(self) -> None:
         """Kill the engine process when a run lasts too long, and whoever's event loop has not turned for as long."""
@@ -298,50 +311,3 @@ def _how(returncode: int) -> str:
     if returncode < 0:
         return f"was ended by {signal.Signals(-returncode).name}"
     return f"ended with {returncode}"
-
-
-@contextlib.contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """
-    Raises:
-        BadAddress: the port is taken, or the address is none of ours.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        sock = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise BadAddress(f"cannot listen on {host}:{port}: {error.strerror or error}; see --host and --port") from None
-    with sock:
-        shown = f"[{host}]" if ":" in host else host
-        log.info("Listening on http://%s:%d (Press CTRL+C to quit)", shown, sock.getsockname()[1])
-        yield sock
-
-
-@contextlib.contextmanager
-def waking() -> Iterator[tuple[Callable[[float], None], list[int]]]:
-    """A way to wait for a signal, and the list of those that ask for an end."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    handlers = {signal.SIGTERM: ask, signal.SIGINT: ask, signal.SIGCHLD: lambda number, frame: None}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    inbox, outbox = socket.socketpair()
-    with inbox, outbox, selectors.DefaultSelector() as selector:
-        inbox.setblocking(False)
-        outbox.setblocking(False)
-        wakeup = signal.set_wakeup_fd(outbox.fileno(), warn_on_full_buffer=False)
-        selector.register(inbox, selectors.EVENT_READ)
-
-        def wait(seconds: float) -> None:
-            if selector.select(seconds):
-                with contextlib.suppress(BlockingIOError):
-                    inbox.recv(4096)
-
-        try:
-            yield wait, asked
-        finally:
-            signal.set_wakeup_fd(wakeup)
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -57,6 +57,7 @@ class Scheduler:
         delay_s: how long a job waits on purpose for others to share its batch with, unless the batch is full.
         workers: the threads that run and finish; without them the scheduler has `slots` of its own.
         run_alone: in place of `run` while no other worker computes: the engine may use all cores.
+        crowded: whether others than these workers want the cores; asked in a worker.
     """
 
     def __init__(
@@ -73,11 +74,13 @@ class Scheduler:
         delay_s: float = 0.0,
         workers: Workers | None = None,
         run_alone: Run | None = None,
+        crowded: Callable[[], bool] = lambda: False,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._run = run
         self._run_alone = run_alone
+        self._others = crowded
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
@@ -280,7 +283,7 @@ class Scheduler:
         tell(self._loop, self._told_finished, item, result, error, runs)
 
     def _crowded(self) -> bool:
-        return self._workers is not None and self._workers.busy > 1
+        return (self._workers is not None and self._workers.busy > 1) or self._others()
 
     # ---- on the event loop ----
 

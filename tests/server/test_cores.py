@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from server.cores import choose_workers, codec_threads, has_gpu, usable_cores
+from server.cores import choose_workers, codec_threads, has_gpu, memory_limit, share_of_cores, usable_cores
 
 HOST = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -32,23 +33,45 @@ def test_without_a_cgroup_the_affinity_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "gpu", "workers"),
+    ("cores", "shared", "memory", "workers"),
     [
-        (1, False, 1),
-        (2, False, 1),
-        (4, False, 1),
-        (5, False, 2),
-        (16, False, 2),
-        (1, True, 1),
-        (4, True, 2),
-        (16, True, 8),
+        (1, False, math.inf, 1),
+        (2, False, math.inf, 2),
+        (2, False, 1e9, 1),
+        (4, False, math.inf, 4),
+        (6, False, math.inf, 4),
+        (16, False, math.inf, 8),
+        (16, False, 4e9, 5),
+        (128, False, math.inf, 16),
+        (16, False, 1e8, 1),
+        (1, True, math.inf, 1),
+        (4, True, 1e9, 2),
+        (16, True, math.inf, 8),
     ],
 )
-def test_workers_are_chosen_from_the_cores_and_the_gpu_unless_they_are_given(
-    cores: int, gpu: bool, workers: int
+def test_workers_are_chosen_from_cores_memory_and_engines_unless_they_are_given(
+    cores: int, shared: bool, memory: float, workers: int
 ) -> None:
-    assert choose_workers("auto", cores, gpu) == workers
-    assert choose_workers(3, cores, gpu) == 3
+    assert choose_workers("auto", cores, shared, memory) == workers
+    assert choose_workers(3, cores, shared, memory) == 3
+
+
+@pytest.mark.parametrize(("cores", "servers", "each"), [(2, 2, 1), (4, 4, 1), (16, 8, 2), (6, 4, 2), (1, 3, 1)])
+def test_whole_servers_share_the_cores(cores: int, servers: int, each: int) -> None:
+    assert share_of_cores(cores, servers) == each
+
+
+def test_the_memory_of_the_container_is_known(tmp_path: Path) -> None:
+    assert memory_limit(tmp_path) == math.inf
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert memory_limit(tmp_path) == math.inf
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("1000000\n")
+    assert memory_limit(tmp_path) == 1e6
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory_limit(tmp_path) == 1e6
+    (tmp_path / "memory.max").write_text("2000000\n")
+    assert memory_limit(tmp_path) == 2e6
 
 
 def test_a_gpu_counts_when_there_is_a_runtime_for_it(tmp_path: Path) -> None:

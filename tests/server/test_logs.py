@@ -364,7 +364,7 @@ def whole_run(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> by
     folder = tmp_path_factory.mktemp("run")
     key = {"name": "k", "sha256": hashlib.sha256(SECRET.encode()).hexdigest(), "may": ["segment", "metrics"]}
     (folder / "keys.json").write_text(json.dumps({"keys": [key]}))
-    flags = ["--log-sample", "1", "--keys", str(folder / "keys.json")]
+    flags = ["--workers", "1", "--log-sample", "1", "--keys", str(folder / "keys.json")]
     bearer = f"Bearer {SECRET}"
     log = folder / "stderr"
     with log.open("wb") as stderr, running(tiny_bundle.parent.parent, stderr, *flags) as (process, port):
@@ -452,7 +452,7 @@ def test_a_terminal_gets_text_of_every_request(tiny_bundle: Path) -> None:
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    with running(tiny_bundle.parent.parent, theirs) as (process, port):
+    with running(tiny_bundle.parent.parent, theirs, "--workers", "1") as (process, port):
         os.close(theirs)
         assert ask(port, png(), X_Request_Id="mine") == 200
         assert ask(port, b"no picture") == 400

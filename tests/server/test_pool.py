@@ -31,7 +31,7 @@ KEPT = 1.05  # memory after the second time through the pool, over that after th
 
 @pytest.fixture(scope="module")
 def port(tiny_bundle: Path) -> Iterator[int]:
-    with serve(tiny_bundle.parent.parent) as started:
+    with serve(tiny_bundle.parent.parent, "--workers", "1") as started:
         yield started
 
 

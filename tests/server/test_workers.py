@@ -116,3 +116,25 @@ def test_closing_does_what_waits() -> None:
     with pytest.raises(RuntimeError, match="ended"):
         run(lambda: workers.run(Rank.DECODE, lambda: None))
     assert 99 not in done
+
+
+def test_callers_are_let_go_when_the_thread_that_should_serve_them_hangs() -> None:
+    workers, stuck, begun = Workers(1), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        stuck.wait(20)
+
+    async def story() -> list[object]:
+        asked = [asyncio.create_task(workers.run(Rank.RUN, hang))]
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
+        asked += [asyncio.create_task(workers.run(Rank.DECODE, int)) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        workers.give_up(lambda: TimeoutError("stuck"))
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    answers = run(story)
+    stuck.set()
+    workers.close()
+    assert [type(answer) for answer in answers] == [TimeoutError] * 4

@@ -32,7 +32,7 @@ from tests.server.processes.behaving import load
 settings, fronts = Settings.model_validate(json.loads(sys.argv[1])), int(sys.argv[2])
 if fronts:
     from server.processes.supervisor import supervise
-    code = supervise(settings, fronts, "tests.server.processes.behaving:load")
+    code = supervise(settings, fronts, settings.engines == "shared", "tests.server.processes.behaving:load")
 else:
     from server.http.app import create_app
     from server.http.serving import run_server
@@ -120,11 +120,19 @@ def running(bundles: Path, folder: Path, fronts: int, *, ready: bool = True, **s
     Args:
         folder: for the log.
         ready: wait until it is.
+        settings: among them `engines`; shared unless told.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    told = {"bundles": str(bundles), "port": port, "log_format": "json", "log_sample": 1, "drain_s": 10} | settings
+    told = {
+        "bundles": str(bundles),
+        "port": port,
+        "log_format": "json",
+        "log_sample": 1,
+        "drain_s": 10,
+        "engines": "shared",
+    } | settings
     log = folder / f"log-{fronts}-{port}"
     with log.open("wb") as stderr:
         command = [sys.executable, "-c", PROGRAM, json.dumps(told), str(fronts)]
@@ -135,6 +143,8 @@ def running(bundles: Path, folder: Path, fronts: int, *, ready: bool = True, **s
         if ready:
             wait_until(lambda: server.told().count("Application startup complete") == max(1, fronts), what="for all")
             wait_until(server.is_ready, what="for ready")
+            engines = fronts if told["engines"] == "each" else 1
+            wait_until(lambda: server.told().count("is ready on") >= engines, what="for all engines")
         yield server
     finally:
         children = server.children()

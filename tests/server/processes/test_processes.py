@@ -57,18 +57,28 @@ def without_time(answer: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def real(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Any]]:
-    """What a real engine answers to the same requests behind so many workers."""
+def real(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, str], list[Any]]:
+    """What a real engine answers to the same requests behind so many workers, with engines of their own or shared."""
     folder = tmp_path_factory.mktemp("real")
 
-    def answers(workers: int) -> list[Any]:
+    def answers(workers: int, engines: str) -> list[Any]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [sys.executable, "-m", "server", "--bundles", str(tiny_bundle.parent.parent), "--port", str(port)]
         with (folder / f"log-{workers}").open("wb") as log:
             process = subprocess.Popen(
-                [*command, "--workers", str(workers), "--shared-mb", "6", "--max-wait-ms", "60000"],
+                [
+                    *command,
+                    "--workers",
+                    str(workers),
+                    "--engines",
+                    engines,
+                    "--shared-mb",
+                    "6",
+                    "--max-wait-ms",
+                    "60000",
+                ],
                 cwd=ROOT,
                 stderr=log,
             )
@@ -118,8 +128,8 @@ def noise(width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def test_several_processes_answer_what_one_answers_bit_for_bit(real: Callable[[int], list[Any]]) -> None:
-    assert real(2) == real(1)
+def test_several_processes_answer_what_one_answers_bit_for_bit(real: Callable[[int, str], list[Any]]) -> None:
+    assert real(2, "shared") == real(2, "each") == real(1, "each")
 
 
 def test_batches_form_over_the_fronts(bundles: Path, tmp_path: Path) -> None:
@@ -205,12 +215,14 @@ def test_models_and_health_are_told_by_every_front(bundles: Path, tmp_path: Path
 # one account
 
 
-@pytest.mark.parametrize("fronts", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("fronts", "engines"), [(0, "each"), (1, "shared"), (2, "shared"), (3, "shared"), (2, "each"), (3, "each")]
+)
 def test_the_metrics_equal_what_the_clients_counted(
-    bundles: Path, tmp_path: Path, fronts: int, monkeypatch: pytest.MonkeyPatch
+    bundles: Path, tmp_path: Path, fronts: int, engines: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_DELAY_S", "0.002")
-    with running(bundles, tmp_path, fronts, max_wait_ms=20) as server:
+    with running(bundles, tmp_path, fronts, max_wait_ms=20, engines=engines) as server:
         with Load(server, 12, png()) as good, Load(server, 2, b"no picture") as bad:
             wait_until(lambda: good.count(200) > 150 and bad.count(400) > 50)
         counts = good.counts + bad.counts
@@ -229,10 +241,17 @@ def test_the_metrics_equal_what_the_clients_counted(
         assert started > 0
         text = server.get("/metrics")[1]
         names = {line.split('"')[1] for line in text.splitlines() if line.startswith("process_cpu_seconds_total{")}
-        assert names == ({"supervisor", "engine", *(f"front-{n + 1}" for n in range(fronts))} if fronts else set())
+        kinds = {"supervisor", "engine"} if engines == "shared" else {"supervisor"}
+        kind = "front" if engines == "shared" else "server"
+        assert names == (kinds | {f"{kind}-{n + 1}" for n in range(fronts)} if fronts else set())
+        assert server.metric("seg_queue_limit") == 64 * 16
+        assert server.metric("seg_model_info") == 1
 
 
-def test_the_limit_of_requests_inside_and_a_quota_hold_over_all_fronts(bundles: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engines", ["shared", "each"])
+def test_the_limit_of_requests_inside_and_a_quota_hold_over_all_fronts(
+    bundles: Path, tmp_path: Path, engines: str
+) -> None:
     key = {"name": "k", "sha256": hashlib.sha256(b"s").hexdigest(), "may": ["segment", "metrics"]}
     few = {
         "name": "few",
@@ -242,7 +261,7 @@ def test_the_limit_of_requests_inside_and_a_quota_hold_over_all_fronts(bundles: 
         "burst": 5,
     }
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [key, few]}))
-    with running(bundles, tmp_path, 3, queue_limit=4, keys=str(tmp_path / "keys.json")) as server:
+    with running(bundles, tmp_path, 3, queue_limit=4, keys=str(tmp_path / "keys.json"), engines=engines) as server:
         answers: list[int] = []
 
         def ask(grey: int, secret: str) -> None:
@@ -411,12 +430,13 @@ def test_a_picture_that_can_never_fit_is_told_what_to_turn(bundles: Path, tmp_pa
 # all end
 
 
+@pytest.mark.parametrize("engines", ["shared", "each"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_loses_nothing_and_ends_with_0(
-    bundles: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    bundles: Path, tmp_path: Path, number: int, engines: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_DELAY_S", "0.05")
-    with running(bundles, tmp_path, 2, max_wait_ms=60000) as server:
+    with running(bundles, tmp_path, 2, max_wait_ms=60000, engines=engines) as server:
         children = server.children()
         answers: list[int] = []
         threads = [threading.Thread(target=lambda: answers.append(server.ask(png())[0])) for _ in range(30)]
@@ -466,11 +486,12 @@ def test_a_second_signal_ends_at_once(bundles: Path, tmp_path: Path) -> None:
         assert time.monotonic() - began < 10
 
 
-def test_nobody_outlives_a_killed_supervisor(bundles: Path, tmp_path: Path) -> None:
-    with running(bundles, tmp_path, 2) as server, Load(server, 4, png()) as load:
+@pytest.mark.parametrize("engines", ["shared", "each"])
+def test_nobody_outlives_a_killed_supervisor(bundles: Path, tmp_path: Path, engines: str) -> None:
+    with running(bundles, tmp_path, 2, engines=engines) as server, Load(server, 4, png()) as load:
         wait_until(lambda: load.count(200) > 20)
         children = server.children()
-        assert len(children) == 3
+        assert len(children) == (3 if engines == "shared" else 2)
         server.process.kill()
         wait_until(lambda: not any(is_alive(pid) for pid in children.values()), patience_s=10)
 

@@ -1,0 +1,176 @@
+"""Whole servers on one port: what is theirs alone; what they share with the other form is in test_processes.py."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.processes.accepting import PART_S, Turns
+from server.processes.board import PROCESS
+from tests.server.processes.behaving import HANG, KILL
+from tests.server.processes.running import Load, Running, png, running, wait_until
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc"),
+]
+
+
+@pytest.fixture
+def bundles(tiny_bundle: Path) -> Path:
+    return tiny_bundle.parent.parent
+
+
+@contextmanager
+def connections(server: Running, count: int) -> Iterator[list[http.client.HTTPConnection]]:
+    made = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=10) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for connection in made:
+            connection.close()
+
+
+def spread(server: Running, connections: list[http.client.HTTPConnection], name: str) -> Counter[str]:
+    """Which process answers each of these connections."""
+    for connection in connections:
+        connection.request("POST", "/v1/segment", png(), {"X-Request-Id": name})
+        assert connection.getresponse().read()
+    wait_until(lambda: server.log.read_text().count(f'"{name}"') == len(connections))
+    return Counter(line["process"] for line in server.lines() if line.get("request_id") == name)
+
+
+def become_even(server: Running, kept: list[http.client.HTTPConnection], name: str) -> None:
+    for number in range(30):
+        if sorted(spread(server, kept, f"{name}-{number}").values()) == [4, 4]:
+            return
+        time.sleep(PART_S)
+    pytest.fail("eight connections do not become even")
+
+
+def test_a_killed_server_takes_its_connections_with_it_and_the_others_stay_ready(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_DELAY_S", "0.002")
+    with running(bundles, tmp_path, 2, engines="each", max_wait_ms=5000) as server:
+        with Load(server, 8, png()) as load:
+            wait_until(lambda: load.count(200) > 100)
+            before = server.children()
+            os.kill(before["whole 0"], signal.SIGKILL)
+            for _ in range(20):
+                assert server.is_ready()
+                time.sleep(0.02)
+            wait_until(lambda: len(server.children()) == 2 and server.children() != before)
+            done = load.count(200)
+            wait_until(lambda: load.count(200) > done + 200)
+        assert set(load.counts) <= {200, "broken"}, "a server that still loads takes no connections"
+        assert 1 <= load.counts["broken"] <= 8
+        for _ in range(4):
+            counted = server.metric("seg_requests_total", status="200")
+            assert load.counts[200] <= counted <= load.counts[200] + load.counts["broken"]
+        assert server.metric("seg_queue_depth") == 0
+        assert server.metric("seg_model_ready") == 1
+
+
+def test_after_a_death_connections_become_even_again(bundles: Path, tmp_path: Path) -> None:
+    with running(bundles, tmp_path, 2, engines="each") as server:
+        with connections(server, 8) as kept:
+            become_even(server, kept, "before")
+        before = server.children()
+        os.kill(before["whole 0"], signal.SIGKILL)
+        wait_until(lambda: len(server.children()) == 2 and server.children() != before)
+        with connections(server, 8) as kept:
+            assert len(spread(server, kept, "meanwhile")) == 1
+            wait_until(lambda: server.told().count("is ready on") == 3)
+            become_even(server, kept, "after")
+
+
+def test_a_picture_that_kills_its_server_breaks_its_own_connection(bundles: Path, tmp_path: Path) -> None:
+    with running(bundles, tmp_path, 2, engines="each") as server:
+        with pytest.raises((http.client.HTTPException, OSError)):
+            server.ask(png(grey=KILL))
+        assert server.ask(png())[0] == 200
+        wait_until(lambda: "was ended by SIGKILL" in server.told())
+        wait_until(lambda: len(server.children()) == 2)
+
+
+def test_an_engine_that_hangs_gives_504_and_its_server_is_replaced(bundles: Path, tmp_path: Path) -> None:
+    with running(bundles, tmp_path, 2, engines="each", engine_timeout_s=2) as server:
+        before = set(server.children().values())
+        answers: list[tuple[int, str]] = []
+
+        def ask() -> None:
+            status, answer = server.ask(png(grey=HANG))
+            answers.append((status, answer.get("code", "")))
+
+        hanging = threading.Thread(target=ask)
+        hanging.start()
+        time.sleep(0.2)
+        for _ in range(4):
+            assert server.ask(png())[0] in (200, 504)  # by the other server, or behind the one that hangs
+        hanging.join(20)
+        assert answers == [(504, "deadline_exceeded")]
+        wait_until(lambda: len(set(server.children().values()) - before) == 1)
+        wait_until(lambda: server.told().count("is ready on") == 3)
+        assert server.ask(png())[0] == 200
+
+
+def test_a_server_whose_loop_stands_still_is_replaced_and_the_others_go_on(bundles: Path, tmp_path: Path) -> None:
+    with running(bundles, tmp_path, 2, engines="each", engine_timeout_s=2) as server:
+        stopped = server.children()["whole 0"]
+        os.kill(stopped, signal.SIGSTOP)
+        for _ in range(20):
+            assert server.ask(png())[0] == 200
+        wait_until(lambda: stopped not in server.children().values())
+        assert "hangs: its event loop has not come back for 2 s" in server.told()
+
+
+def test_a_server_that_never_loads_ends_all_with_a_reason(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_LOAD", "die")
+    with running(bundles, tmp_path, 2, engines="each", ready=False) as server:
+        assert server.process.wait(60) == 1
+        assert "ended 5 times before it could work; giving up" in server.told()
+        assert not server.children()
+
+
+def test_only_a_lone_request_runs_on_all_cores(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_DELAY_S", "0.02")
+    monkeypatch.setenv("FAKE_TELL", str(tmp_path / "runs"))
+    with running(bundles, tmp_path, 2, engines="each") as server:
+        for _ in range(5):
+            assert server.ask(png())[0] == 200
+        assert (tmp_path / "runs").read_text() == "a" * 5
+        with Load(server, 2, png()) as load:  # one connection to each server
+            wait_until(lambda: load.count(200) > 40)
+    crowd = (tmp_path / "runs").read_text()[5:]
+    assert crowd.count("a") < 0.2 * len(crowd), "the first and the last are alone, and now and then one between"
+
+
+def test_who_has_two_more_than_another_that_is_prepared_parts_now_and_then() -> None:
+    rows = np.zeros(3, PROCESS)
+    rows["pid"], rows["prepared"], rows["connections"] = 1, 1, (0, 4, 3)
+    now = 10.0
+    turns = Turns(None, rows, 0, clock=lambda: now)  # type: ignore[arg-type]  # its port is not used here
+    turns._connections = lambda: 5
+    assert turns.parts()
+    assert not turns.parts(), "not twice in a moment"
+    now += 2 * PART_S
+    rows["prepared"][2] = 0  # it still loads
+    assert not turns.parts()
+    rows["prepared"][2] = 1
+    now += 2 * PART_S
+    rows["pid"][2] = 0  # it is dead
+    assert not turns.parts()
