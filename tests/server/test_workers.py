@@ -127,8 +127,7 @@ def test_callers_are_let_go_when_the_thread_that_should_serve_them_hangs() -> No
 
     async def story() -> list[object]:
         asked = [asyncio.create_task(workers.run(Rank.RUN, hang))]
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(begun.wait, 20)
         asked += [asyncio.create_task(workers.run(Rank.DECODE, int)) for _ in range(3)]
         await asyncio.sleep(0.01)
         workers.give_up(lambda: TimeoutError("stuck"))
