@@ -1,4 +1,12 @@
-"""Several processes that answer as one: fronts for HTTP, pictures and masks, one engine process for the networks.
+"""Several processes that answer as one, in two forms. What follows after the first picture is of the second form alone.
+
+Whole servers, each with engines of its own and its share of the cores (decision 0010):
+
+                      supervisor          binds the port, starts the others, and starts them again
+                    /     |      \\
+            server-1  server-2  server-3  the single-process server, told by the board whether others are busy
+
+Fronts for HTTP, pictures and masks, and one engine process for the networks (decision 0008):
 
                       supervisor          binds the port, starts the others, and starts them again
                     /     |      \\
@@ -23,5 +31,6 @@ holds one is gone, so is the file, whichever way they died.
     client.py      a front's way to the engine         front.py       the process around it
     accepting.py   who takes the next connection
     serving.py     the engine's way to its fronts      engine.py      the process around it
-    child.py       how both begin                      supervisor.py  who starts and ends whom
+    child.py       how all begin                       supervisor.py  who starts and ends whom
+    whole.py       a server with engines of its own    outside.py     its port and its signals
 """

@@ -128,7 +128,7 @@ def test_callers_are_let_go_when_the_thread_that_should_serve_them_hangs() -> No
     async def story() -> list[object]:
         asked = [asyncio.create_task(workers.run(Rank.RUN, hang))]
         await asyncio.to_thread(begun.wait, 20)
-        asked += [asyncio.create_task(workers.run(Rank.DECODE, int)) for _ in range(3)]
+        asked += [asyncio.create_task(workers.run(Rank.DECODE, lambda: None)) for _ in range(3)]
         await asyncio.sleep(0.01)
         workers.give_up(lambda: TimeoutError("stuck"))
         return list(await asyncio.gather(*asked, return_exceptions=True))
