@@ -29,6 +29,7 @@ class Failure:
     status: int  # 0 when no answer came
     count: int
     median_ms: float
+    p95_ms: float
     why: str
 
 
@@ -215,8 +216,17 @@ def _failures(recording: Recording, inside: npt.NDArray[np.bool_], latency: Floa
     for number, kind in enumerate(recording.kinds):
         rows = inside & (recording.outcome == number)
         if number != GOOD and rows.any():
-            median = round(1000 * float(np.median(latency[rows])), 3)
-            found.append(Failure(kind, recording.statuses[kind], int(rows.sum()), median, recording.details[kind]))
+            median_s, p95_s = float(np.median(latency[rows])), percentile(np.sort(latency[rows]), 95)
+            found.append(
+                Failure(
+                    kind=kind,
+                    status=recording.statuses[kind],
+                    count=int(rows.sum()),
+                    median_ms=round(1000 * median_s, 3),
+                    p95_ms=round(1000 * p95_s, 3),
+                    why=recording.details[kind],
+                )
+            )
     return sorted(found, key=lambda failure: -failure.count)
 
 

@@ -52,7 +52,8 @@ def _result(report: Document, result: Document) -> Iterator[str]:
         yield f"  in the server  {stages} = {total or sum(mean.values()):.1f} ms on average{batch}"
     for failure in result["failures"]:
         named = f"{failure['status']} {failure['kind']}" if failure["status"] else failure["kind"]
-        yield f"  failed       {failure['count']} x {named}, after {failure['median_ms']:.1f} ms: {failure['why']}"
+        after = f"after {failure['median_ms']:.1f} ms (p95 {failure['p95_ms']:.1f})"
+        yield f"  failed       {failure['count']} x {named}, {after}: {failure['why']}"
     if report["promise"] and not report.get("search"):
         promise = report["promise"]
         yield (

@@ -280,7 +280,7 @@ function tuning() {
 function tables() {
   if (result) {
     if (result.failures.length)
-      table(card("What failed", "", true), ["kind", "status", "how many", "after (median)", "the first one said"], result.failures.map((failure) => [failure.kind, failure.status || "no answer", failure.count, ms(failure.median_ms), failure.why]), [0, 4]);
+      table(card("What failed", "", true), ["kind", "status", "how many", "after (median)", "p95", "the first one said"], result.failures.map((failure) => [failure.kind, failure.status || "no answer", failure.count, ms(failure.median_ms), ms(failure.p95_ms), failure.why]), [0, 5]);
     const latency = Object.entries(result.latency_ms);
     table(card("Latency of right answers", "Nearest rank, from all of them, since the moment each was due."), ["", "latency"], [...latency.map(([name, value]) => [name, ms(value)]), ["mean", ms(result.mean_ms)]]);
   }
