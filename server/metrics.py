@@ -7,7 +7,7 @@ numbers live in shared memory and are totals (`server/processes/ledger.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,7 +18,10 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
+
+M = TypeVar("M", bound=MetricWrapperBase)
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a start time per series doubles the page and nobody reads it
 
@@ -35,6 +38,22 @@ class Began(Protocol):
 
     @property
     def labels(self) -> tuple[str, ...]: ...
+
+
+class Children(dict[tuple[str, ...], M], Generic[M]):
+    """The series of one metric by the values of their labels, found once: `labels` takes a lock and makes texts anew.
+
+    images = Children(metrics.images)
+    images["nuclei", "1"].inc()
+    """
+
+    def __init__(self, metric: M) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> M:
+        child = self[labels] = self._metric.labels(*labels)
+        return child
 
 
 class Metrics:

@@ -9,7 +9,6 @@ the last mark belongs to the stage it was in.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 
@@ -26,8 +25,8 @@ class Stages:
 
     def fork(self) -> Stages:
         """Another clock with the same history: each picture of a request goes its own way after `receive`."""
-        other = copy.copy(self)
-        other.seconds = dict(self.seconds)
+        other = Stages(self.clock)
+        other.began, other.last, other.seconds = self.began, self.last, dict(self.seconds)
         return other
 
     @property

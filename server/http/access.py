@@ -15,7 +15,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.logs import Event
 from server.metrics import REJECTIONS
@@ -27,9 +27,16 @@ CLIENT_GONE = 499  # never sent: how a request is counted whose client hung up (
 SLOW_S = 1.0
 MAX_IMAGES = 16  # whose sizes are in a line; `image_count` and `instances` count all
 
-SEGMENT_PATH = re.compile(r"/v1/(models/[^/]*/(versions/[^/]*/)?)?segment")
+SEGMENT_PATH = re.compile(r"/v1/(?:models/(?P<model>[^/]*)/(?:versions/(?P<version>[^/]*)/)?)?segment")
 MODEL_ROUTE = "/v1/models/{model}/segment"
 VERSION_ROUTE = "/v1/models/{model}/versions/{version}/segment"
+
+
+class Target(NamedTuple):
+    """The model that a path names."""
+
+    model: str | None  # None: the only one, or the default
+    version: str | None  # None: the highest ready one; not yet known to be a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +68,17 @@ def segment_route(path: str) -> str | None:
     match = SEGMENT_PATH.fullmatch(path)
     if match is None:
         return None
-    if match[2]:
+    if match["version"] is not None:
         return VERSION_ROUTE
-    return MODEL_ROUTE if match[1] else path
+    return path if match["model"] is None else MODEL_ROUTE
+
+
+def segment_target(path: str) -> Target | None:
+    """What a segmentation path names; None for every other path, and for one with an empty name."""
+    match = SEGMENT_PATH.fullmatch(path)
+    if match is None or "" in match.group("model", "version"):
+        return None
+    return Target(match["model"], match["version"])
 
 
 class RequestLog:
@@ -82,23 +97,24 @@ class RequestLog:
             route: None when it was no segmentation; such a request has a line only when it met a bug.
         """
         failed = bool(record.failed) or record.error is not None or not 200 <= record.status < 400
+        level = logging.INFO if not failed else logging.WARNING if record.error is None else logging.ERROR
+        if not log.isEnabledFor(level):
+            return
         if route is None:
             if record.error is None:
                 return
         elif (not failed or self._is_refusal(record)) and not self._chosen(record):
             return
-        level = logging.INFO if not failed else logging.WARNING if record.error is None else logging.ERROR
-        if log.isEnabledFor(level):
-            log.log(level, Request(record, method, route), exc_info=record.error)
+        log.log(level, Request(record, method, route), exc_info=record.error)
 
     @staticmethod
     def _is_refusal(record: Record) -> bool:
         return bool(record.failed) and record.error is None and REJECTIONS.issuperset(record.failed)
 
     def _chosen(self, record: Record) -> bool:
-        slow = record.stages.last - record.stages.began >= SLOW_S
-        chance = int.from_bytes(hashlib.blake2b(record.request_id.encode(), digest_size=4).digest())
-        return slow or chance < self._below
+        if self._below >= 2**32 or record.stages.last - record.stages.began >= SLOW_S:
+            return True
+        return int.from_bytes(hashlib.blake2b(record.request_id.encode(), digest_size=4).digest()) < self._below
 
 
 class Request(Event):

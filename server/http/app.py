@@ -19,14 +19,17 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from server.cores import usable_cores
 from server.errors import BadRequest, MethodNotAllowed, NotFound
 from server.hosting import Hosting, Load
 from server.http.access import RequestLog
-from server.http.documentation import create_documentation_router
+from server.http.application import Application
+from server.http.documentation import create_documentation_router, document_segmentation
 from server.http.envelope import Envelope
 from server.http.gate import Gate
+from server.http.junction import Junction
 from server.http.keys import Bucket, Guard, OwnBucket, read_keys
 from server.http.playground import create_playground_router
 from server.http.routes import Context, create_router
@@ -53,7 +56,7 @@ class Backend(Protocol):
         """After the last one."""
 
 
-def create_app(settings: Settings, load: Load = load) -> FastAPI:
+def create_app(settings: Settings, load: Load = load) -> Application:
     """The whole server in one process.
 
     Args:
@@ -80,7 +83,7 @@ def assemble(
     workers: Workers,
     *,
     bucket: Callable[[int], Bucket] = lambda number: OwnBucket(),
-) -> FastAPI:
+) -> Application:
     """HTTP before a repository whose models `backend` makes ready.
 
     Args:
@@ -110,19 +113,21 @@ def assemble(
         max_response_bytes=int(settings.max_response_mb * 1e6),
     )
     segmenting = Segmenting(repository, pipeline, gate, limits)
-    app.include_router(create_router(Context(repository, segmenting, metrics, gate, lambda: not backend.hung)))
+    app.include_router(create_router(Context(repository, metrics, gate, lambda: not backend.hung)))
     app.include_router(create_documentation_router())
     app.include_router(create_playground_router())
-    if settings.keys is not None:
-        app.add_middleware(Guard, keys=read_keys(settings.keys), bucket=bucket)
-    app.add_middleware(Envelope, metrics=metrics, requests=RequestLog(settings.log_share))  # last added, outermost
+    document_segmentation(app)
     app.add_exception_handler(HTTPException, _router_error)
+    app.add_exception_handler(Exception, _hand_on)
     app.state.gate, app.state.backend = gate, backend
-    return app
+    layers: ASGIApp = Junction(app, segmenting)
+    if settings.keys is not None:
+        layers = Guard(layers, read_keys(settings.keys), bucket=bucket)
+    return Application(Envelope(layers, metrics, RequestLog(settings.log_share)), app)
 
 
 async def _router_error(request: Request, error: Exception) -> Response:
-    """The framework's own refusals in our words; the envelope answers them."""
+    """The framework's own refusals in our words."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         raise NotFound("no such path; POST a picture to /v1/segment, see /openapi.json")
@@ -130,3 +135,8 @@ async def _router_error(request: Request, error: Exception) -> Response:
         allow = (error.headers or {}).get("Allow", "")
         raise MethodNotAllowed(f"{request.method} is not for this path; allowed: {allow}", allow)
     raise BadRequest("the request cannot be read")
+
+
+async def _hand_on(request: Request, error: Exception) -> Response:
+    """The envelope around the framework answers, whatever it is."""
+    raise error

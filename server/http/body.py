@@ -17,9 +17,8 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int, timeout_s: f
         RequestTimeout: not complete after `timeout_s`.
         ClientDisconnect: the client hung up.
     """
-    headers = dict(scope["headers"])
     too_large = f"the limit is {max_bytes / 1e6:g} MB (MASKSERVE_MAX_BODY_MB)"
-    announced = headers.get(b"content-length")
+    announced = next((value for name, value in scope["headers"] if name == b"content-length"), None)
     if announced is not None:
         if not announced.isdigit():
             raise BadRequest("Content-Length is not a number")

@@ -5,14 +5,16 @@ The examples are real answers. The page is Swagger UI, whose files come with the
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 
 from server import errors
 from server.errors import MethodNotAllowed, RateLimited, RequestError, ServiceError
+from server.http.access import MODEL_ROUTE, VERSION_ROUTE
 from server.http.problems import problem_content
 from server.parameters import Parameters
 
@@ -63,7 +65,7 @@ def _responses() -> dict[str, Any]:
     found: dict[str, Any] = {
         "200": {
             "description": "one picture's instances, best first; for several pictures {'results': [...]} in order",
-            "content": {"application/json": {"example": ANSWER}},
+            "content": {"application/json": {"schema": {}, "example": ANSWER}},
         }
     }
     for kind in [*_failures(errors.RequestError), *_failures(errors.ServiceError)]:
@@ -86,28 +88,58 @@ def _parameters() -> list[dict[str, Any]]:
     return documentation
 
 
+def document_segmentation(app: FastAPI) -> None:
+    """Have the framework tell of the paths that never reach it, before its own."""
+    document = app.openapi()
+    document["paths"] = {
+        "/v1/segment": _operation("default", "the only (or the default) model", "/v1/segment"),
+        MODEL_ROUTE: _operation("model", "the highest ready version of a model", MODEL_ROUTE),
+        VERSION_ROUTE: _operation("version", "one version of a model", VERSION_ROUTE),
+    } | document["paths"]
+
+
+def _operation(name: str, model: str, path: str) -> dict[str, Any]:
+    """Of a POST, in the words and the order in which the framework tells of the others."""
+    operation: dict[str, Any] = {
+        "summary": f"Segment {name.capitalize()}",
+        "description": f"Segment one image with {model}.",
+        "operationId": re.sub(r"\W", "_", f"segment_{name}{path}_post"),
+    }
+    responses = _responses()
+    named = re.findall(r"{(\w+)}", path)
+    if named:
+        operation["parameters"] = [
+            {"name": each, "in": "path", "required": True, "schema": {"type": "string", "title": each.capitalize()}}
+            for each in named
+        ]
+        unfit = responses["422"]["content"]
+        responses["422"]["content"] = {"application/json": {"schema": FRAMEWORKS_422}} | unfit
+        responses = {"200": responses["200"], "422": responses["422"]} | responses
+    operation["responses"] = responses
+    operation["parameters"] = [*operation.get("parameters", []), *_parameters()]
+    operation["requestBody"] = REQUEST_BODY
+    return {"post": operation}
+
+
+FRAMEWORKS_422 = {"$ref": "#/components/schemas/HTTPValidationError"}  # it says so of every path with a name in it
 BINARY = {"type": "string", "format": "binary"}
-SEGMENT: dict[str, Any] = {
-    "parameters": _parameters(),
-    "requestBody": {
-        "required": True,
-        "description": "a picture's bytes (JPEG, PNG, WebP, BMP, TIFF, GIF), a form of several, or base64 in JSON",
-        "content": {
-            "application/octet-stream": {"schema": BINARY},
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"image": {"type": "array", "items": BINARY}}}
-            },
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"image": {"type": "string", "format": "byte"}},
-                    "required": ["image"],
-                    "additionalProperties": False,
-                }
-            },
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "description": "a picture's bytes (JPEG, PNG, WebP, BMP, TIFF, GIF), a form of several, or base64 in JSON",
+    "content": {
+        "application/octet-stream": {"schema": BINARY},
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"image": {"type": "array", "items": BINARY}}}
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "properties": {"image": {"type": "string", "format": "byte"}},
+                "required": ["image"],
+                "additionalProperties": False,
+            }
         },
     },
-    "responses": _responses(),
 }
 
 

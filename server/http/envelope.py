@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
-import uuid
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Internal, RequestError, ServiceError
 from server.http.access import CLIENT_GONE, Record, RequestLog, segment_route
+from server.http.counting import Counting
 from server.http.problems import problem
-from server.metrics import REJECTIONS, Metrics
+from server.metrics import Metrics
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
@@ -26,7 +27,7 @@ LINGER_S = 1.0  # how long the rest of a refused body is read and dropped
 class Envelope:
     def __init__(self, app: ASGIApp, metrics: Metrics, requests: RequestLog) -> None:
         self._app = app
-        self._metrics = metrics
+        self._counting = Counting(metrics)
         self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +45,7 @@ class Envelope:
             if not counted:
                 counted = True
                 if route is not None:
-                    self._count(record)
+                    self._counting.count(record)
                 else:
                     record.stages.close()
 
@@ -70,10 +71,9 @@ class Envelope:
             if known.status == 500:
                 record.error = error
             record.failed = [known.code]
-            status, headers, body = problem(known, record.request_id)
-            lingers = (b"connection", b"close") in headers
-            await send_marked({"type": "http.response.start", "status": status, "headers": headers})
-            await send_marked({"type": "http.response.body", "body": body, "more_body": lingers})
+            reply = problem(known, record.request_id)
+            lingers = (b"connection", b"close") in reply.headers
+            await reply.send(send_marked, more_body=lingers)
         finally:
             count()
             self._requests.write(record, scope["method"], route)
@@ -81,24 +81,6 @@ class Envelope:
         if lingers:
             await _discard_body(receive)
             await send({"type": "http.response.body", "body": b""})
-
-    def _count(self, record: Record) -> None:
-        metrics, key = self._metrics, (record.model, record.version)
-        metrics.requests.labels(*key, str(record.status)).inc()
-        if record.status == CLIENT_GONE:
-            metrics.cancelled.labels(*key, record.stages.current).inc()
-        for code in record.failed:
-            metrics.failures.labels(*key, code).inc()
-            if code in REJECTIONS:
-                metrics.rejected.labels(*key, code).inc()
-        metrics.request_seconds.labels(*key).observe(record.stages.close())
-        for stage, seconds in record.stages.seconds.items():
-            metrics.stage_seconds.labels(*key, stage).observe(seconds)
-        metrics.response_bytes.labels(*key).observe(record.response_bytes)
-        for picture in record.images:
-            metrics.images.labels(*key).inc()
-            metrics.image_pixels.labels(*key).observe(picture.size[0] * picture.size[1])
-            metrics.instances.labels(*key).observe(picture.instances)
 
 
 async def _discard_body(receive: Receive) -> None:
@@ -114,4 +96,4 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
             return str(value.decode())
-    return uuid.uuid4().hex
+    return f"{random.getrandbits(128):032x}"  # to be told apart, not to be kept secret

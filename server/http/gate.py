@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Protocol
 
 from server.errors import Draining, Overloaded
@@ -31,15 +29,14 @@ class OfThisProcess:
 
 
 class Gate:
-    """Counts requests in; refuses when full or closed. Used on the event loop only."""
+    """Counts requests in and out: `with gate: ...`. Refuses when full or closed. Used on the event loop only."""
 
     def __init__(self, limit: int, tally: Tally | None = None) -> None:
         self._limit = limit
         self._tally = tally or OfThisProcess()
         self.draining = False
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """
         Raises:
             Draining, Overloaded: not let in.
@@ -50,7 +47,6 @@ class Gate:
         if inside >= self._limit:
             raise Overloaded(f"{inside} requests are inside, the limit (MASKSERVE_QUEUE_LIMIT)", retry_after_s=1.0)
         self._tally.add(1)
-        try:
-            yield
-        finally:
-            self._tally.add(-1)
+
+    def __exit__(self, *_: object) -> None:
+        self._tally.add(-1)

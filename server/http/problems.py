@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import orjson
 
 from server.errors import MethodNotAllowed, RequestError, ServiceError, Unauthorized
+from server.http.reply import Reply
 
 PROBLEM_TYPE = b"application/problem+json"
 
@@ -21,7 +23,7 @@ def problem_content(error: RequestError | ServiceError, request_id: str) -> dict
     """The members of a problem."""
     content: dict[str, Any] = {
         "type": "about:blank",
-        "title": re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).capitalize(),
+        "title": _title(type(error).__name__),
         "status": error.status,
         "detail": str(error),
         "code": error.code,
@@ -32,8 +34,14 @@ def problem_content(error: RequestError | ServiceError, request_id: str) -> dict
     return content
 
 
-def problem(error: RequestError | ServiceError, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    """Status, headers and body of the answer to an error."""
+@functools.cache
+def _title(name: str) -> str:
+    """BadImage -> Bad image"""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", name).capitalize()
+
+
+def problem(error: RequestError | ServiceError, request_id: str) -> Reply:
+    """The answer to an error."""
     content = problem_content(error, request_id)
     headers = [(b"content-type", PROBLEM_TYPE)]
     if "retry_after_ms" in content:
@@ -45,4 +53,4 @@ def problem(error: RequestError | ServiceError, request_id: str) -> tuple[int, l
     if error.code in ("body_too_large", "request_timeout", "draining"):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     body = orjson.dumps(content)
-    return error.status, [*headers, (b"content-length", str(len(body)).encode())], body
+    return Reply(error.status, [*headers, (b"content-length", b"%d" % len(body))], body)

@@ -1,4 +1,4 @@
-"""The paths of the contract, and nothing else: each route is a few lines that hand over to a room."""
+"""The paths of the contract but those of segmentation (`server.http.junction`): a few lines each."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.errors import UnknownModel
-from server.http.documentation import SEGMENT
 from server.http.gate import Gate
-from server.http.segmenting import Segmenting
 from server.metrics import Metrics
 from server.repository import Repository, Served
 
@@ -22,7 +20,6 @@ class Context:
     """What the routes need."""
 
     repository: Repository
-    segmenting: Segmenting
     metrics: Metrics
     gate: Gate
     is_sound: Callable[[], bool]  # whether this process can ever do its work again
@@ -30,21 +27,6 @@ class Context:
 
 def create_router(context: Context) -> APIRouter:
     router = APIRouter()
-
-    @router.post("/v1/segment", openapi_extra=SEGMENT)
-    async def segment_default(request: Request) -> Response:
-        """Segment one image with the only (or the default) model."""
-        return await context.segmenting.answer(request, None, None)
-
-    @router.post("/v1/models/{model}/segment", openapi_extra=SEGMENT)
-    async def segment_model(request: Request, model: str) -> Response:
-        """Segment one image with the highest ready version of a model."""
-        return await context.segmenting.answer(request, model, None)
-
-    @router.post("/v1/models/{model}/versions/{version}/segment", openapi_extra=SEGMENT)
-    async def segment_version(request: Request, model: str, version: str) -> Response:
-        """Segment one image with one version of a model."""
-        return await context.segmenting.answer(request, model, version)
 
     @router.get("/v1/models")
     async def models() -> Response:

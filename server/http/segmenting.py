@@ -9,26 +9,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from urllib.parse import parse_qsl
 
 import orjson
-from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from server.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, RequestError, ServiceError
-from server.http.access import Picture, Record
+from server.http.access import Picture, Record, Target
 from server.http.bodies import is_raw, unpack
 from server.http.body import read_body
 from server.http.gate import Gate
+from server.http.hanging_up import unless_client_goes
 from server.http.problems import problem_content
+from server.http.reply import Reply
 from server.parameters import Parameters, parse_parameters
 from server.pipeline import Pipeline, Result, Task
 from server.repository import Repository, Served
 from server.stages import Stages
 from server.workers import Rank
 
-T = TypeVar("T")
+NOTHING_ASKED = Parameters()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,41 +50,51 @@ class Segmenting:
         self._gate = gate
         self._limits = limits
 
-    async def answer(self, request: Request, name: str | None, version: str | None) -> Response:
+    async def answer(self, scope: Scope, receive: Receive, target: Target) -> Reply:
         """
         Raises:
             RequestError, ServiceError: the request failed as a whole.
         """
-        record: Record = request.scope["record"]
-        model = self._repository.pick(name, version)
+        record: Record = scope["record"]
+        model = self._repository.pick(target.model, target.version)
         record.model, record.version = model.key
-        parameters = parse_parameters(request.query_params.multi_items())
-        if parameters.priority is not None and "priority" not in request.scope.get("may", ()):
+        query: bytes = scope["query_string"]
+        asked = parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else []
+        parameters = parse_parameters(asked) if asked else NOTHING_ASKED
+        if parameters.priority is not None and "priority" not in scope.get("may", ()):
             raise Forbidden("'priority' is for keys that hold it; leave it out")
-        drawn = wants_overlay(request.headers.get("accept", "*/*"))
-        if drawn and "masks" in request.query_params:
+        drawn = wants_overlay(_header(scope, b"accept", "*/*"))
+        if drawn and any(name == "masks" for name, _ in asked):
             raise BadParameter(
                 "'masks' is for JSON; with 'Accept: image/png' the answer is a picture, leave one of them out"
             )
         deadline = None if parameters.timeout_ms is None else record.stages.began + parameters.timeout_ms / 1000
+        work = self._results(scope, receive, model, parameters, deadline, drawn)
+        if deadline is None:
+            return self._reply(await work, record)
         try:
-            async with asyncio.timeout(None if deadline is None else deadline - record.stages.clock()):
-                results = await self._results(request, model, parameters, deadline, drawn)
+            async with asyncio.timeout(deadline - record.stages.clock()):
+                return self._reply(await work, record)
         except TimeoutError:
             late = f"no answer within timeout_ms={parameters.timeout_ms:g}"
             raise DeadlineExceeded(late, retry_after_s=0.0) from None
-        return await self._respond(results, record)
 
     async def _results(
-        self, request: Request, model: Served, parameters: Parameters, deadline: float | None, drawn: bool
+        self,
+        scope: Scope,
+        receive: Receive,
+        model: Served,
+        parameters: Parameters,
+        deadline: float | None,
+        drawn: bool,
     ) -> list[Result | RequestError | ServiceError]:
         """Through the gate, the body off the wire, every picture down the line."""
-        record: Record = request.scope["record"]
-        content_type = request.headers.get("content-type", "")
+        record: Record = scope["record"]
+        content_type = _header(scope, b"content-type", "")
         limits = self._limits
-        with self._gate.enter():
+        with self._gate:
             self._pipeline.check_admission(model)
-            body = await read_body(request.scope, request.receive, limits.max_body_bytes, limits.body_timeout_s)
+            body = await read_body(scope, receive, limits.max_body_bytes, limits.body_timeout_s)
             if is_raw(content_type):
                 payloads = [body]
             else:
@@ -97,13 +107,15 @@ class Segmenting:
             share = limits.max_response_bytes // len(payloads)
             tasks = [Task(model, payload, parameters, record.stages.fork(), deadline, share) for payload in payloads]
             line = self._pipeline.overlay if drawn else self._pipeline.segment
-            work = asyncio.gather(*(_kept(line(task)) for task in tasks))
             del payloads
-            results = await _unless_client_goes(work, request.receive)
+            if len(tasks) == 1:
+                results = [await unless_client_goes(_kept(line(tasks[0])), receive)]
+            else:
+                results = await unless_client_goes(asyncio.gather(*(_kept(line(task)) for task in tasks)), receive)
         record.stages = max((task.stages for task in tasks), key=lambda clock: clock.last)  # the last one answered
         return results
 
-    async def _respond(self, results: Sequence[Result | RequestError | ServiceError], record: Record) -> Response:
+    def _reply(self, results: Sequence[Result | RequestError | ServiceError], record: Record) -> Reply:
         """The answer to a request, or the error of its only picture raised."""
         failures = [result for result in results if not isinstance(result, Result)]
         if len(results) == 1 and failures:
@@ -119,14 +131,14 @@ class Segmenting:
         ]
         content = contents[0] if len(results) == 1 else {"results": contents}
         if isinstance(content, bytes):
-            return Response(content, media_type="image/png", headers=_timing(record.stages))
+            return _timed(200, content, b"image/png", record.stages)
         body = orjson.dumps(content)  # the large parts are JSON already
         status = 200
         if failures:
             record.failed = [failure.code for failure in failures]
             record.error = next((failure for failure in failures if failure.status == 500), None)
             status = failures[0].status if len(failures) == len(results) else 200
-        return Response(body, status, media_type="application/json", headers=_timing(record.stages))
+        return _timed(status, body, b"application/json", record.stages)
 
 
 def wants_overlay(accept: str) -> bool:
@@ -134,8 +146,11 @@ def wants_overlay(accept: str) -> bool:
 
     `*/*` counts for JSON only where `image/png` has a lower quality: who wants no picture does not name it.
     """
+    accept = accept.lower()
+    if "image/png" not in accept:
+        return False
     quality: dict[str, float] = {}
-    for entry in accept.lower().split(","):
+    for entry in accept.split(","):
         kind, *options = (part.strip() for part in entry.split(";"))
         weights = [option[2:] for option in options if option.startswith("q=")]
         try:
@@ -155,26 +170,19 @@ async def _kept(work: Awaitable[Result]) -> Result | RequestError | ServiceError
         return error
 
 
-async def _unless_client_goes(work: Awaitable[T], receive: Receive) -> T:
-    """Wait for `work`, but drop it when the client hangs up."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnect(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)  # else asyncio logs what nobody asked for
+def _header(scope: Scope, name: bytes, default: str) -> str:
+    """The first of that name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return default
 
 
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def _timing(stages: Stages) -> dict[str, str]:
-    encode = f"encode;dur={stages.since_mark() * 1000:.3f}"
-    return {"server-timing": ", ".join([*stages.server_timing(), encode])}
+def _timed(status: int, body: bytes, media_type: bytes, stages: Stages) -> Reply:
+    timing = ", ".join([*stages.server_timing(), f"encode;dur={stages.since_mark() * 1000:.3f}"])
+    headers = [
+        (b"server-timing", timing.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"content-type", media_type),
+    ]
+    return Reply(status, headers, body)

@@ -1,4 +1,7 @@
-"""uvicorn, taught what it lacks: a limit on slow headers, exit code 0 after SIGTERM, an end when an engine hangs."""
+"""uvicorn, taught what it lacks: a limit on slow headers, exit code 0 after SIGTERM, an end when an engine hangs.
+
+And one thing it does twice: an answer's head and its body leave in one write (`server.http.transport`).
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
-from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.errors import RequestTimeout
+from server.http.application import Application
 from server.http.problems import problem
+from server.http.transport import Joined
 from server.settings import Settings
 
 log = logging.getLogger("maskserve")
@@ -32,28 +36,36 @@ def protocol_with_header_timeout(timeout_s: float, parts: Callable[[], bool]) ->
     """
 
     class TimedHeaders(HttpToolsProtocol):
+        _in_headers = False
         _patience: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+            super().connection_made(Joined(transport, self.loop))
             self._wait_for_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._in_headers and self._patience is None:  # mostly they have come whole, and need no timer
+                self._wait_for_headers()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._wait_for_headers()
+            self._stop_waiting()
+            self._in_headers = True
 
         def on_headers_complete(self) -> None:
+            self._in_headers = False
             self._stop_waiting()
             super().on_headers_complete()
             if parts():
                 self.cycle.keep_alive = False  # uvicorn says so to the client
 
         def connection_lost(self, exc: Exception | None) -> None:
+            self._in_headers = False
             self._stop_waiting()
             super().connection_lost(exc)
 
         def _wait_for_headers(self) -> None:
-            self._stop_waiting()
             self._patience = self.loop.call_later(timeout_s, self._too_slow)
 
         def _stop_waiting(self) -> None:
@@ -65,9 +77,9 @@ def protocol_with_header_timeout(timeout_s: float, parts: Callable[[], bool]) ->
             if self.transport.is_closing():
                 return
             error = RequestTimeout(f"headers were not complete after {timeout_s:g} s (MASKSERVE_HEADER_TIMEOUT_S)")
-            status, headers, body = problem(error, "-")
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-            self.transport.write(b"HTTP/1.1 %d Request Timeout\r\n%s\r\n%s" % (status, lines, body))
+            reply = problem(error, "-")
+            lines = b"".join(name + b": " + value + b"\r\n" for name, value in reply.headers)
+            self.transport.write(b"HTTP/1.1 %d Request Timeout\r\n%s\r\n%s" % (reply.status, lines, reply.body))
             self.transport.close()
 
     return TimedHeaders
@@ -153,7 +165,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run_server(app: FastAPI, settings: Settings, door: Door | None = None) -> int:
+def run_server(app: Application, settings: Settings, door: Door | None = None) -> int:
     """Serve until a signal comes, or until an engine of this process hangs.
 
     Args:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 import statistics
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.scheduling import Cost, Mean
+from server.scheduling.costs import LEAST, MEMORY, RIDGE, SURPRISE
 
 
 def errors_after(cost: Cost, truth: tuple[float, float], noise: float, runs: int) -> list[float]:
@@ -63,3 +66,26 @@ def test_a_mean_begins_with_what_it_sees_and_forgets_slowly() -> None:
     for _ in range(200):
         mean.learn(8.0)
     assert 7.9 < mean.value <= 8.0
+
+
+@given(st.lists(st.tuples(st.floats(1e-3, 10.0), st.integers(0, 10**6)), min_size=1, max_size=30))
+def test_two_equations_solved_by_hand_are_solved_as_numpy_does(measurements: list[tuple[float, int]]) -> None:
+    guess = np.array((1e-4, 1e-8))
+    cost = Cost(*guess)
+    square, product, scale = RIDGE * np.eye(2), np.full(2, RIDGE), np.ones(2)
+    for number, (seconds, pixels) in enumerate(measurements):
+        terms = guess * (1, pixels)
+        if number:
+            seconds = min(seconds, SURPRISE * float(terms @ scale))
+        terms = terms / seconds
+        square = MEMORY * square + (1 - MEMORY) * RIDGE * np.eye(2) + np.outer(terms, terms)
+        product = MEMORY * product + (1 - MEMORY) * RIDGE + terms
+        scale[:] = np.linalg.solve(square, product)
+        low = scale < LEAST
+        scale[low] = LEAST
+        if low.any() and not low.all():
+            other = int(np.argmin(low))
+            scale[other] = max(LEAST, (product[other] - square[0, 1] * LEAST) / square[other, other])
+        cost.learn(seconds, 1, pixels)
+    assert cost.predict(1, 0) == pytest.approx(guess[0] * scale[0], rel=1e-6)
+    assert cost.predict(0, 1) == pytest.approx(guess[1] * scale[1], rel=1e-6)
