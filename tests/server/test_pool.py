@@ -87,7 +87,7 @@ def test_every_file_of_the_pool_behaves_and_the_memory_comes_back(port: int) -> 
     assert not complaints, "\n".join(complaints)
     assert len(entries) == 150
     before = resident_mb(port)  # the engine keeps the memory of ordinary runs: docs/decisions/0003
-    after = []
+    after: list[float] = []
     while len(after) < TIMES and (not after or after[-1] >= before * KEPT):
         for entry in entries:
             ask(port, "POST", "/v1/segment?masks=none", (folder / entry["file"]).read_bytes())
