@@ -1,4 +1,4 @@
-"""From an encoded picture to its pixels: the only page that knows Pillow.
+"""From an encoded picture to its pixels: the only page that knows Pillow, and who decides what Pillow does not decode.
 
     read("JPEG", body, size=(640, 480), orientation=6).pixels  ->  (640, 480, 3) uint8
 
@@ -9,6 +9,7 @@ over bodies without metadata, which is what Pillow warns about: filters for warn
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from contextlib import closing
 from io import BytesIO
 from typing import Final
@@ -24,6 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from server import jpeg
 from server.errors import BadImage, TruncatedImage, UnsupportedMedia
 from server.geometry import Picture
 
@@ -46,6 +48,15 @@ UPRIGHT: Final = {  # EXIF orientation -> what undoes it
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+TURNED: Final[dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]]] = {  # the same for (height, width, 3)
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: stored.transpose(1, 0, 2)[:, ::-1],
+    7: lambda stored: stored.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda stored: stored.transpose(1, 0, 2)[::-1],
+}
 # How far a JPEG may be reduced, judged by the masks of drawn objects of 20 to 50 input pixels against those of full
 # decoding: barely larger than the network's input the worst IoU is 0.990, with a third to spare 0.993. libjpeg's 1/8
 # would take 2 ms off the 14 of 1/4 (12 megapixels), and misses colours stored at half width by three times as much.
@@ -67,24 +78,24 @@ def read(
         body: the file; of a JPEG the lean copy that its survey made.
         size: (width, height) that its header announced; the decoder must agree.
         orientation: EXIF, 1..8.
-        content: (height, width) at which the upright picture will be seen; a JPEG may come reduced.
+        content: (height, width) at which the upright picture will be seen; an ordinary JPEG may come reduced.
 
     Raises:
         BadImage, TruncatedImage, UnsupportedMedia: as `images.decode`; and anything at all on corrupt data.
     """
-    reduction = 1
-    if content is not None and name == "JPEG" and _is_reducible(body):
-        reduction = _reduction(size, turn(content, orientation))
+    if name == "JPEG" and jpeg.is_ordinary(body):
+        reduction = 1 if content is None else _reduction(size, turn(content, orientation))
+        stored = jpeg.decode(body, size, reduction)
+        upright = np.ascontiguousarray(TURNED[orientation](stored)) if orientation in TURNED else stored
+        return Picture(upright, _covers(size, reduction, orientation))
     with closing(READERS[name](BytesIO(body))) as image:  # closing: pixels go back now, not at some garbage collection
         if image.size != size:
             raise BadImage(f"{name} says two different sizes of itself; save it again")
-        if reduction > 1:
-            image.draft(None, (size[0] // reduction, size[1] // reduction))
         image.decodermaxblock = len(body)  # one step, not one for each 64 kB that would wait for Python's lock again
         image.load()
         if name == "PNG" and not _png_is_full(image, body):
             raise TruncatedImage("PNG has fewer rows of pixels than its header says; send the whole file")
-        return Picture(to_rgb(image, orientation), _covers(size, reduction, orientation))
+        return Picture(to_rgb(image, orientation), _covers(size, 1, orientation))
 
 
 def turn(size: tuple[int, int], orientation: int) -> tuple[int, int]:
@@ -106,17 +117,6 @@ def _covers(size: tuple[int, int], reduction: int, orientation: int) -> tuple[in
     top = -beyond_y if orientation in FROM_BELOW else 0
     left = -beyond_x if orientation in FROM_THE_RIGHT else 0
     return left, top, left + width + beyond_x, top + height + beyond_y
-
-
-def _is_reducible(body: bytes) -> bool:
-    """Whether a JPEG is made of frequencies, of which the high ones can be left out; a lossless one is not.
-
-    A lean copy is the start marker, then one segment (FF, marker, length, data) after the other up to the first scan.
-    """
-    at = 2
-    while body[at] == 0xFF and body[at + 1] not in (0xC3, 0xCB, 0xDA):  # lossless frames, a scan
-        at += 2 + int.from_bytes(body[at + 2 : at + 4], "big")
-    return body[at : at + 2] == b"\xff\xda"
 
 
 def to_rgb(image: Image.Image, orientation: int = 1) -> NDArray[np.uint8]:
