@@ -26,7 +26,7 @@ CODES = {
     "unsupported_pixel_type": "unsupported_media",
 }
 STATUS = {"bad_image": 400, "truncated_image": 400, "image_too_large": 413, "unsupported_media": 415}
-KEPT = 1.05  # memory after another time through the pool, over that after the first
+KEPT = 1.05  # memory after another time through the pool, over that after the first two
 TIMES = 4  # since what the allocator keeps goes up and down by tens of megabytes, and a leak only up
 
 
@@ -86,10 +86,11 @@ def test_every_file_of_the_pool_behaves_and_the_memory_comes_back(port: int) -> 
         assert ask(port, "GET", "/readyz")[0] == 200
     assert not complaints, "\n".join(complaints)
     assert len(entries) == 150
-    before = resident_mb(port)  # the engine keeps the memory of ordinary runs: docs/decisions/0003
+    # the engine keeps the memory of ordinary runs (docs/decisions/0003), and the allocator more or less
+    before = [resident_mb(port)]
     after: list[float] = []
-    while len(after) < TIMES and (not after or after[-1] >= before * KEPT):
+    while len(after) < TIMES and (not after or after[-1] >= max(before) * KEPT):
         for entry in entries:
             ask(port, "POST", "/v1/segment?masks=none", (folder / entry["file"]).read_bytes())
-        after.append(resident_mb(port))
-    assert min(after) < before * KEPT, (before, after)
+        (after if len(before) == 2 else before).append(resident_mb(port))
+    assert min(after) < max(before) * KEPT, (before, after)
