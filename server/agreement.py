@@ -1,14 +1,14 @@
 """How far two answers of a model lie apart: an engine against the golden sample, a graph against PyTorch.
 
-Rows of candidates are a ranking. Two runtimes that differ by rounding may swap two rows whose scores are nearly equal, and
-say different things in rows that are unused. So rows are first laid beside those that mean the same object, by label and
-box, and rows that neither side uses do not count:
+Rows of candidates are a ranking. Two runtimes that differ by rounding may swap two rows whose scores are nearly equal,
+and say different things in rows that are unused. So rows are first laid beside those that mean the same object, by
+label and box, and rows that neither side uses do not count:
 
     wanted   cell 0.91 at (3, 4)    cell 0.52 at (9, 9)     unused
     found    cell 0.52 at (9, 9)    cell 0.91 at (3, 4)     unused          no difference
 
-Errors are absolute. What is allowed is a share of each output's unit: a thousandth of a probability is much, a thousandth
-of a pixel is not.
+Errors are absolute. What is allowed is a share of each output's unit: a thousandth of a probability is much, a
+thousandth of a pixel is not.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 UNITS = {"boxes": 50.0, "vertices": 50.0, "mask_logits": 10.0}  # pixels, pixels, logits; 1 for all others
+MEANING = ("boxes", "scores", "labels")  # what tells a row from the others
 ELSEWHERE = 1e6  # pixels: farther than any box, for candidates of another label
 
 Batch = Mapping[str, NDArray[Any]]
@@ -34,13 +35,11 @@ def largest_errors(found: Batch, wanted: Batch, legend: Mapping[str, str]) -> di
     """
     if set(found) != set(wanted) or any(found[name].shape != wanted[name].shape for name in wanted):
         return dict.fromkeys(wanted, np.inf)
-    if not {"boxes", "scores", "labels"} <= set(wanted):
+    if not set(MEANING) <= set(wanted):
         return {name: _largest(found[name], wanted[name]) for name in wanted}
     errors = dict.fromkeys(wanted, 0.0)
     for i in range(len(wanted["scores"])):
-        order = _partners(
-            *({name: side[name][i] for name in ("boxes", "scores", "labels")} for side in (found, wanted))
-        )
+        order = _partners(*({name: side[name][i] for name in MEANING} for side in (found, wanted)))
         used = (wanted["scores"][i] > 0) | (found["scores"][i][order] > 0)
         for name, tensor in wanted.items():
             here, there = found[name][i], tensor[i]

@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-
 Resample = Literal["area", "linear", "triangle"]  # how a picture shrinks: see `preprocess.place`
 
 

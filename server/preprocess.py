@@ -176,21 +176,25 @@ def _scale(picture: Picture, frame: Frame) -> NDArray[np.uint8]:
     horizontal = frame.scale[1] * (right - left) / columns
     shrunk = vertical < 1 or horizontal < 1
     if frame.resample == "triangle":
-        shown = (
-            (-left) / (right - left),
-            (-top) / (bottom - top),
-        )  # where the original begins, as a share of the pixels
-        size = (frame.size[1] / (right - left), frame.size[0] / (bottom - top))
-        box = (
-            shown[0] * columns,
-            shown[1] * rows,
-            min((shown[0] + size[0]) * columns, columns),
-            min((shown[1] + size[1]) * rows, rows),
-        )
-        wanted = (frame.content[1], frame.content[0])
-        return np.asarray(Image.fromarray(picture.pixels).resize(wanted, Image.Resampling.BILINEAR, box=box))
+        return _triangle(picture, frame)
     how = cv2.INTER_AREA if shrunk and frame.resample == "area" else cv2.INTER_LINEAR
     turned = np.s_[:: -1 if top < 0 else 1, :: -1 if left < 0 else 1]
     pixels = np.ascontiguousarray(picture.pixels[turned])
     scaled = cv2.resize(pixels, None, fx=horizontal, fy=vertical, interpolation=how)
     return np.asarray(scaled[: frame.content[0], : frame.content[1]][turned], np.uint8)
+
+
+def _triangle(picture: Picture, frame: Frame) -> NDArray[np.uint8]:
+    """Pillow's bilinear, which covers all that a pixel of the result covers; it takes the original out of `picture`."""
+    left, top, right, bottom = picture.covers
+    rows, columns = picture.pixels.shape[:2]
+    per_column, per_row = columns / (right - left), rows / (bottom - top)
+    height, width = frame.size
+    original = (
+        -left * per_column,
+        -top * per_row,
+        min((width - left) * per_column, columns),
+        min((height - top) * per_row, rows),
+    )
+    wanted = (frame.content[1], frame.content[0])
+    return np.asarray(Image.fromarray(picture.pixels).resize(wanted, Image.Resampling.BILINEAR, box=original))

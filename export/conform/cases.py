@@ -7,7 +7,7 @@ A case is what another implementation made of one picture. Its tensors have four
     raw/    what its modules answered on the way
     det/    its final detections; masks are packed to bits
 
-Two cases that name each other as `batch_mate` are the rows of one batch of unequal pictures: they are read as one `Group`.
+Two cases that name each other as `batch_mate` are the rows of one batch of unequal pictures: they make one `Group`.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def _read_case(system: str, path: Path) -> Case:
 def _group(cases: list[Case]) -> list[Group]:
     """Mates together, in the order of their rows; a case whose mate is absent stands alone."""
     by_name = {case.name: case for case in cases}
-    groups, seen = [], set()
+    groups: list[Group] = []
+    seen: set[str] = set()
     for case in cases:
         if case.name in seen:
             continue

@@ -1,7 +1,7 @@
 """When two answers are the same: raw tensors by tolerance, detections as sets, masks by what they cover.
 
-Rows of detections have no stable order: noise of 1e-6 in the weights swaps two scores that are nearly equal. So a row is
-looked for by its label and box, and only then are scores and masks compared.
+Rows of detections have no stable order: noise of 1e-6 in the weights swaps two scores that are nearly equal. So a row
+is looked for by its label and box, and only then are scores and masks compared.
 
     matched = match(wanted, found)
     matched.share          1.0 where every detection has its partner and none is left over
@@ -127,4 +127,5 @@ def box_ious(boxes: NDArray[np.floating], others: NDArray[np.floating]) -> NDArr
     areas = [(box[..., 2:] - box[..., :2]).clip(0).prod(axis=-1) for box in (one, other)]
     union = areas[0] + areas[1] - shared
     same = (np.abs(one - other).max(axis=-1) < POINT).astype(np.float64)
-    return np.where(union > 0, shared / np.where(union > 0, union, 1), same)
+    ious: NDArray[np.float64] = np.where(union > 0, shared / np.where(union > 0, union, 1), same)
+    return ious

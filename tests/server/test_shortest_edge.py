@@ -83,7 +83,7 @@ def test_triangle_is_what_pillow_calls_bilinear(size: tuple[int, int]) -> None:
 
 
 def test_triangle_leaves_out_what_a_reduced_picture_shows_beyond_the_original() -> None:
-    """Seven of eight columns at full size, in a picture decoded at half of it: the last half pixel is not the picture's."""
+    """Seven columns decoded at half their size are four, and half of the last one is not the picture's."""
     reduced = np.repeat(np.array([[[0] * 3, [80] * 3, [160] * 3, [240] * 3]], np.uint8), 8, axis=0)
     frame = ShortestEdgeInput(short_side=2, long_side=2, multiple=1, resample="triangle").frame((16, 7))
     assert frame.content == (2, 1)
