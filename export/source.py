@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -27,14 +29,42 @@ class Exportable(Protocol):
         """uint8 (B, h, w, 3) and int32 (B, 2) to one tensor (B, ...) per entry of the legend."""
 
 
-def build(name: str) -> Exportable:
+def build(name: str, **options: object) -> Exportable:
     """
     Args:
         name: `module:builder`, as in `models.unet:nuclei_unet`.
+        options: keyword arguments for the builder; what is not given is as the builder means it.
 
     Raises:
-        ExportError: no such module or builder, or it builds something else.
+        ExportError: no such module or builder, it builds something else, or it has no use for an option.
     """
+    builder = _builder(name)
+    unknown = [option for option in options if option not in inspect.signature(builder).parameters]
+    if unknown:
+        flags = " and ".join(f"--{option.replace('_', '-')}" for option in unknown)
+        raise ExportError(f"{name} has no use for {flags}; leave it out, or choose a builder that takes it")
+    try:
+        model = builder(**options)
+    except TypeError as error:
+        raise ExportError(f"{name} is not a builder, which needs no arguments: {error}") from None
+    except ValueError as error:
+        raise ExportError(f"{name} cannot be built: {error}") from None
+    missing = [promise for promise in ("classes", "masks", "input", "score_threshold") if not hasattr(model, promise)]
+    if not isinstance(model, nn.Module) or missing:
+        raise ExportError(f"{name} builds a {type(model).__name__} without {', '.join(missing) or 'nn.Module'}")
+    return cast(Exportable, model.eval())
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether the builder has a keyword argument of that name.
+
+    Raises:
+        ExportError: no such module or builder.
+    """
+    return option in inspect.signature(_builder(name)).parameters
+
+
+def _builder(name: str) -> Callable[..., object]:
     module_name, _, builder_name = name.partition(":")
     if not builder_name:
         raise ExportError(f"'{name}' should be MODULE:BUILDER, as in models.unet:nuclei_unet")
@@ -43,17 +73,10 @@ def build(name: str) -> Exportable:
     except ModuleNotFoundError as error:
         raise ExportError(f"cannot import '{module_name}': {error}; run from the repository's root") from None
     builder = getattr(module, builder_name, None)
-    if builder is None:
+    if not callable(builder):
         known = ", ".join(getattr(module, "__all__", ())) or "nothing in __all__"
         raise ExportError(f"{module_name} has no builder '{builder_name}'; it offers {known}")
-    try:
-        model = builder()
-    except TypeError as error:
-        raise ExportError(f"{name} is not a builder, which takes no arguments: {error}") from None
-    missing = [promise for promise in ("classes", "masks", "input", "score_threshold") if not hasattr(model, promise)]
-    if not isinstance(model, nn.Module) or missing:
-        raise ExportError(f"{name} builds a {type(model).__name__} without {', '.join(missing) or 'nn.Module'}")
-    return cast(Exportable, model.eval())
+    return cast(Callable[..., object], builder)
 
 
 def load_weights(model: Exportable, path: Path) -> None:
