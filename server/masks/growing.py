@@ -60,13 +60,14 @@ def grow(cells: Floats, rows: Steps, columns: Steps, level: float, above: np.ufu
     after *= columns.share
     wide += after
     bits = np.empty((len(rows.below), len(columns.below)), np.bool_)
+    shares, rest = rows.share[:, None], 1 - rows.share[:, None]
     step = max(1, PIXELS_AT_ONCE // max(1, len(columns.below)))
     for start in range(0, len(bits), step):
-        below, share = rows.below[start : start + step], rows.share[start : start + step, None]
-        grown = wide.take(below, axis=0)
-        grown *= 1 - share
-        after = wide.take(below + 1, axis=0)
-        after *= share
+        part = slice(start, start + step)
+        grown = wide.take(rows.below[part], axis=0)
+        grown *= rest[part]
+        after = wide[1:].take(rows.below[part], axis=0)
+        after *= shares[part]
         grown += after
-        above(grown, level, out=bits[start : start + step])
+        above(grown, level, out=bits[part])
     return bits

@@ -218,6 +218,7 @@ def test_logits_and_input_boxes_become_the_recorded_masks(case: str, paste: Past
         ("d2_mask_rcnn_R_50_DC5/a", "detectron2"),
         ("d2_mask_rcnn_R_50_FPN_dconv/a", "detectron2"),
         ("mrb_mask_rcnn_r50_fpn/a", "torchvision"),
+        ("orig_maskscoring_rcnn_r50_fpn/a", "torchvision"),
     ],
 )
 def test_recorded_probabilities_become_the_recorded_masks(case: str, paste: Paste) -> None:
