@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from onnxscript import opset20 as op
+from onnxscript import opset20
 from torch import Tensor, nn
 
 
@@ -124,7 +124,7 @@ def deform_conv2d_to_onnx(
     deform_groups: int,
 ) -> Any:
     """The operator of opset 19, which orders offsets as we do."""
-    return op.DeformConv(
+    return opset20.DeformConv(
         x,
         weight,
         offset,

@@ -14,8 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from onnxscript import opset20 as op
+from onnxscript import opset20
 from torch import Tensor
+
+op: Any = opset20  # its annotations know single types only
 
 
 @torch.library.custom_op("maskserve::nms_keep", mutates_args=())

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from onnxscript import opset20 as op
+from onnxscript import opset20
 from torch import Tensor
 
 CELLS_AT_ONCE = 1 << 22  # pairs of a bin and a cell: 50 MB of indices and weights
@@ -52,7 +52,7 @@ def roi_align(
     counts = torch.ceil(length / size).to(torch.int64) if sampling == 0 else torch.full_like(start, sampling).long()
     channels, height, width = features.shape[1:]
     table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B * H * W, C)
-    pooled = features.new_zeros(boxes.shape[0], size, size, channels)
+    pooled = features.new_zeros(boxes.shape[0], channels, size, size)
     groups, member = torch.unique(counts.clamp(min=0), dim=0, return_inverse=True)  # boxes with as many samples
     for group, (count_x, count_y) in enumerate(groups.tolist()):
         if not (count_x and count_y):
@@ -70,8 +70,8 @@ def roi_align(
                 per_sample_weights=weights.flatten(0, 2).flatten(1),
                 mode="sum",
             )  # (r * size * size, C)
-            pooled[some] = means.reshape(-1, size, size, channels)
-    return pooled.permute(0, 3, 1, 2).contiguous()  # (R, C, size, size)
+            pooled.index_copy_(0, some, means.reshape(-1, size, size, channels).permute(0, 3, 1, 2))
+    return pooled
 
 
 def _taps(start: Tensor, length: Tensor, size: int, count: int, cells: int) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def roi_align_to_onnx(
     features: Any, boxes: Any, batch_index: Any, scale: float, size: int, sampling: int, aligned: bool
 ) -> Any:
     """The operator of opset 16, whose `output_half_pixel` is our aligned=False."""
-    return op.RoiAlign(
+    return opset20.RoiAlign(
         features,
         boxes,
         batch_index,
