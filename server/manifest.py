@@ -75,7 +75,7 @@ class ParityRun(_Strict):
 class Parity(_Strict):
     reference: str = Field(description="PyTorch; of an adopted graph, each image alone")
     engine: str
-    tolerance: float
+    tolerance: float = Field(description="a share of each output's unit; server/agreement.py has those that are not 1")
     runs: list[ParityRun]
 
 

@@ -55,12 +55,13 @@ class Case:
             }
         return {key: value for key, value in found.items() if value.size}
 
-    def picture(self, name: str = "image_u8") -> NDArray[np.uint8] | None:
-        """(H, W, 3) uint8 RGB, where the case has one of this name."""
-        return self.pictures.get(name)
+    def has(self, key: str) -> bool:
+        with self._open("np") as file:
+            return key in file.keys()  # noqa: SIM118
 
     @cached_property
     def pictures(self) -> dict[str, NDArray[Any]]:
+        """(H, W, 3) uint8 RGB each: `image_u8`, and `net_u8` where the case has it at the network's size too."""
         return self.tensors("in")
 
     @property

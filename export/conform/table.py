@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["pass", "FAIL", "unknown"]
+Verdict = Literal["pass", "FAIL", "by design", "not run"]
 WIDTHS = (34, 6, 34, 52)
 
 
@@ -40,13 +40,17 @@ def line(row: Row) -> str:
 def summary(rows: Iterable[Row], seconds: float, memory_mb: float) -> str:
     """What passed, what failed, what nobody here knows, and what it took."""
     rows = list(rows)
-    by = {name: [row for row in rows if row.verdict == name] for name in ("pass", "FAIL", "unknown")}
-    known = sorted({row.system for row in rows if row.verdict != "unknown"})
+    by: dict[str, list[Row]] = {"pass": [], "FAIL": [], "by design": [], "not run": []}
+    for row in rows:
+        by[row.verdict].append(row)
+    ran = {row.system for row in (*by["pass"], *by["FAIL"])}
     failed = sorted({f"{row.system}/{row.case}" for row in by["FAIL"]})
-    lines = [f"{len(by['pass'])} of {len(by['pass']) + len(by['FAIL'])} rows pass, {len(known)} systems"]
-    if by["unknown"]:
-        names = sorted({row.system for row in by["unknown"]})
-        lines.append(f"not known to this version, not run: {len(names)} ({', '.join(names)})")
+    unknown = sorted({row.system for row in by["not run"]} - ran)
+    lines = [f"{len(by['pass'])} of {len(by['pass']) + len(by['FAIL'])} rows of {len(ran)} systems pass"]
+    if by["by design"]:
+        lines.append(f"different by design, see docs/models.md: {len(by['by design'])} rows")
+    if unknown:
+        lines.append(f"not known to this version and not run: {len(unknown)} systems ({', '.join(unknown)})")
     lines.append(f"{seconds:.0f} s, {memory_mb:.0f} MB at most")
     if failed:
         lines.append(f"failed: {', '.join(failed)}; run one again with --only {failed[0]}")
@@ -54,7 +58,7 @@ def summary(rows: Iterable[Row], seconds: float, memory_mb: float) -> str:
 
 
 def exit_code(rows: Iterable[Row]) -> int:
-    """1 where a row failed; what is unknown does not count."""
+    """1 where a row failed; what did not run, and what differs by design, does not count."""
     return int(any(row.verdict == "FAIL" for row in rows))
 
 
