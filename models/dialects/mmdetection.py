@@ -116,9 +116,12 @@ def _backbone(backbone: Config) -> ResNetSpec:
 
 
 def _anchors(generator: Config) -> AnchorSpec:
-    scales, ratios, strides = generator["scales"], generator["ratios"], generator["strides"]
-    cells = tuple(by_root(scales, ratios, base=float(stride)) for stride in strides)
-    return AnchorSpec(cells=cells, strides=tuple(strides), stride=declared_stride)
+    """Sizes are scales of the strides, unless the configuration has other sizes."""
+    _refuse_others(generator, "anchor_generator", ("type", "scales", "ratios", "strides", "base_sizes"))
+    scales, ratios, strides = generator["scales"], generator["ratios"], tuple(generator["strides"])
+    bases = generator.get("base_sizes") or strides
+    cells = tuple(by_root(scales, ratios, base=float(base)) for base in bases)
+    return AnchorSpec(cells=cells, strides=strides, stride=declared_stride)
 
 
 def _pool(extractor: Config) -> PyramidPool:
@@ -129,9 +132,21 @@ def _pool(extractor: Config) -> PyramidPool:
 
 def _coder(coder: Config) -> BoxCoder:
     """Their offsets are times the deviations, ours over the weights."""
-    deviations: Sequence[float] = coder["target_stds"]
-    x, y, width, height = (1.0 / deviation for deviation in deviations)
+    _refuse_others(coder, "bbox_coder", ("type", "target_means", "target_stds"))
+    if any(coder["target_means"]):
+        raise ValueError(f"bbox_coder.target_means should be 0, got {coder['target_means']}")
+    x, y, width, height = (1.0 / deviation for deviation in coder["target_stds"])
     return BoxCoder(weights=(x, y, width, height), smallest_log=-LARGEST_GROWTH)
+
+
+def _refuse_others(part: Config, name: str, known: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: the configuration says something that would be left out here.
+    """
+    others = sorted(set(part) - set(known))
+    if others:
+        raise ValueError(f"{name} has {', '.join(others)}, which is not supported; only {', '.join(known)} are")
 
 
 def _above(length: float) -> float:
