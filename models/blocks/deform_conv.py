@@ -44,7 +44,7 @@ def deform_conv2d(
     Returns:
         (B, O, h, w).
     """
-    batch, channels, height, width = x.shape
+    batch, _, height, width = x.shape
     outputs, _, kernel, _ = weight.shape
     grid = (offset.shape[2], offset.shape[3])
     taps, places = kernel * kernel, grid[0] * grid[1]
@@ -59,10 +59,10 @@ def deform_conv2d(
     group = torch.arange(deform_groups, device=x.device)[:, None, None, None, None]
     images = []
     for row in range(batch):
-        table = x[row].reshape(deform_groups, -1, height * width).transpose(1, 2).reshape(-1, channels // deform_groups)
+        table = x[row].reshape(deform_groups, -1, height * width).transpose(1, 2).contiguous()  # (G, H * W, C / G)
         sampled = F.embedding_bag(
             (cells[row] + group * (height * width)).reshape(-1, 4),
-            table,
+            table.flatten(0, 1),
             per_sample_weights=shares[row].reshape(-1, 4),
             mode="sum",
         )  # (G * taps * places, C / G)

@@ -51,17 +51,20 @@ def roi_align(
         length = length.clamp(min=1.0)
     counts = torch.ceil(length / size).to(torch.int64) if sampling == 0 else torch.full_like(start, sampling).long()
     channels, height, width = features.shape[1:]
-    table = features.permute(0, 2, 3, 1).reshape(-1, channels)  # (B * H * W, C)
+    table = (
+        features.permute(0, 2, 3, 1).contiguous().reshape(-1, channels)
+    )  # (B * H * W, C), a cell's channels together
     pooled = features.new_zeros(boxes.shape[0], channels, size, size)
     groups, member = torch.unique(counts.clamp(min=0), dim=0, return_inverse=True)  # boxes with as many samples
     for group, (count_x, count_y) in enumerate(groups.tolist()):
         if not (count_x and count_y):
             continue
         (rows,) = torch.nonzero(member == group, as_tuple=True)
-        most = (min(2 * count_x, width) + 1) * (min(2 * count_y, height) + 1) * size * size
+        reach_x, reach_y = _reach(count_x, sampling, width), _reach(count_y, sampling, height)
+        most = min(2 * count_x, reach_x) * min(2 * count_y, reach_y) * size * size
         for some in rows.split(max(1, CELLS_AT_ONCE // most)):
-            x, weight_x = _taps(start[some, 0], length[some, 0], size, count_x, width)  # (r, size, tx)
-            y, weight_y = _taps(start[some, 1], length[some, 1], size, count_y, height)  # (r, size, ty)
+            x, weight_x = _taps(start[some, 0], length[some, 0], size, count_x, width, reach_x)  # (r, size, tx)
+            y, weight_y = _taps(start[some, 1], length[some, 1], size, count_y, height, reach_y)  # (r, size, ty)
             cells = (batch_index[some, None, None] * height + y)[:, :, None, :, None] * width + x[:, None, :, None, :]
             weights = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]  # (r, size, size, ty, tx)
             means = F.embedding_bag(
@@ -74,13 +77,23 @@ def roi_align(
     return pooled
 
 
-def _taps(start: Tensor, length: Tensor, size: int, count: int, cells: int) -> tuple[Tensor, Tensor]:
+def _reach(count: int, sampling: int, cells: int) -> int:
+    """How many cells, at most, lie between the first and the last that a bin takes along one axis, these included.
+
+    As many samples as there are cells lie at most a cell apart; another cell is for the neighbour of the last, and one
+    for rounding. It depends on no box, lest a box be added up in another order when another one is there.
+    """
+    return min(count + 2, cells) if sampling == 0 else cells
+
+
+def _taps(start: Tensor, length: Tensor, size: int, count: int, cells: int, reach: int) -> tuple[Tensor, Tensor]:
     """Which cells the bins of each box take along one axis, and how much of each.
 
     Args:
         start, length: (r,) of the boxes, in cells.
         count: samples in a bin.
         cells: of the map along this axis.
+        reach: see `_reach`; samples on the same cell are added up where that makes the lists shorter.
 
     Returns:
         (r, size, t) int64 and float; the weights of a bin inside the map add up to 1.
@@ -92,19 +105,13 @@ def _taps(start: Tensor, length: Tensor, size: int, count: int, cells: int) -> t
     inside = ((at >= -1.0) & (at <= cells)).to(start.dtype) / count
     at = at.clamp(0.0, cells - 1.0)
     low = at.floor()
-    high_weight = (at - low) * inside
+    above = (at - low) * inside
     first = low.to(torch.int64)
     index = torch.cat([first, (first + 1).clamp(max=cells - 1)], dim=-1)  # (r, size, 2 * count)
-    weight = torch.cat([inside - high_weight, high_weight], dim=-1)
-    return _merged(index, weight, cells)
-
-
-def _merged(index: Tensor, weight: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Taps on the same cell become one, where that makes the lists shorter: samples closer than a cell share cells."""
-    origin = index.amin(dim=-1, keepdim=True)  # (r, size, 1)
-    reach = int((index - origin).max()) + 1
-    if reach >= index.shape[-1]:
+    weight = torch.cat([inside - above, above], dim=-1)
+    if reach >= 2 * count:
         return index, weight
+    origin = index.amin(dim=-1, keepdim=True)  # (r, size, 1)
     merged = weight.new_zeros(*weight.shape[:2], reach).scatter_add_(2, index - origin, weight)  # (r, size, reach)
     return (origin + torch.arange(reach, device=index.device)).clamp(max=cells - 1), merged
 
