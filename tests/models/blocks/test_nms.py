@@ -120,4 +120,5 @@ def test_the_plus_one_convention_is_the_callers_to_add() -> None:
 
 def test_no_boxes_and_no_groups(graph: Run) -> None:
     assert nms_keep(torch.zeros(2, 0, 4), torch.zeros(2, 0), 0.5, 0.0).shape == (2, 0)
+    agree(graph, torch.zeros(2, 0, 4), torch.zeros(2, 0))
     assert nms_keep(torch.zeros(0, 3, 4), torch.zeros(0, 3), 0.5, 0.0).shape == (0, 3)
