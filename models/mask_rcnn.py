@@ -10,7 +10,9 @@ is the head, and DC5, where it is dilated in place of a pyramid, are specs too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +25,26 @@ from models.blocks.resnet import ResNet, stage
 from models.blocks.roi_heads import Averaged, BoxPredictor, FullyConnected, MaskHead
 from models.blocks.rpn import RPN
 from models.blocks.top import UNUSED
+from models.dialects import coco, detectron2, maskrcnn_benchmark, mmdetection, published, torchvision
 from server.masks import RoiMasks
-from server.preprocess import AnyInput
+from server.preprocess import AnyInput, FixedInput, ShortestEdgeInput
+
+__all__ = [
+    "mask_rcnn_r50_c4_d2",
+    "mask_rcnn_r50_caffe_fpn_mmdet",
+    "mask_rcnn_r50_dc5_d2",
+    "mask_rcnn_r50_dcn_fpn_d2",
+    "mask_rcnn_r50_dcn_fpn_mmdet",
+    "mask_rcnn_r50_fpn",
+    "mask_rcnn_r50_fpn_coco_v1",
+    "mask_rcnn_r50_fpn_d2",
+    "mask_rcnn_r50_fpn_mmdet",
+    "mask_rcnn_r50_fpn_mrb",
+    "mask_rcnn_r50_fpn_v2",
+    "mask_rcnn_r101_fpn_d2",
+    "mask_rcnn_tiny",
+    "mask_rcnn_x101_fpn_d2",
+]
 
 C5 = 3  # the backbone's last stage, counted from 0
 
@@ -166,3 +186,99 @@ def row_of_each(boxes: Tensor) -> Tensor:
     """(B, N, 4) to (B * N,) int64: the picture that each box is on."""
     rows = torch.arange(boxes.shape[0], device=boxes.device)  # (B,)
     return rows[:, None].expand(-1, boxes.shape[1]).reshape(-1)
+
+
+class Builder(Protocol):
+    """Makes a model, untrained, of the full size that its code base published.
+
+    Args:
+        classes: names in label order, without the background.
+        input_size: (height, width), multiples of what the network is padded to, where the graph is to take that size
+            only; unless told it takes any, and pictures are resized as the code base does.
+        resize: how pictures come to fill `input_size`; "letterbox" unless told.
+        mean, std: per channel in RGB order, grey levels 0 to 255.
+        top: rows of an answer.
+
+    Raises:
+        ValueError: `input_size` is not made of multiples.
+    """
+
+    def __call__(
+        self,
+        *,
+        classes: tuple[str, ...] = ...,
+        input_size: tuple[int, int] | None = None,
+        resize: Literal["stretch", "letterbox"] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        top: int | None = None,
+    ) -> MaskRCNN: ...
+
+
+def builder(
+    spec: Callable[[Mapping[str, Any]], MaskRCNNSpec],
+    config: Callable[[int], Mapping[str, Any]],
+    rule: ShortestEdgeInput,
+    names: tuple[str, ...] = coco.NAMES,
+) -> Builder:
+    """
+    Args:
+        spec: of a dialect.
+        config: its configuration for a number of classes.
+        rule: how its pictures are resized.
+        names: the classes that it was published with.
+    """
+
+    def build(
+        *,
+        classes: tuple[str, ...] = names,
+        input_size: tuple[int, int] | None = None,
+        resize: Literal["stretch", "letterbox"] | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        top: int | None = None,
+    ) -> MaskRCNN:
+        told = spec(config(len(classes)))
+        colours = told.colours
+        told = replace(
+            told,
+            colours=replace(colours, mean=mean or colours.mean, std=std or colours.std),
+            detection=replace(told.detection, rows=top or told.detection.rows),
+        )
+        if input_size is None:
+            return MaskRCNN(told, classes, rule.model_copy(update={"multiple": told.multiple}))
+        if any(side % told.multiple for side in input_size):
+            raise ValueError(f"input size {input_size} should be made of multiples of {told.multiple}")
+        shrink: Literal["area", "linear"] = "linear" if rule.resample == "linear" else "area"
+        return MaskRCNN(told, classes, FixedInput(size=input_size, resize=resize or "letterbox", shrink=shrink))
+
+    return build
+
+
+mask_rcnn_r50_fpn = builder(torchvision.spec, published.torchvision, torchvision.INPUT, coco.sparse_names())
+# the weights MaskRCNN_ResNet50_FPN_Weights.COCO_V1 and what was tuned from them: batch norm without its epsilon
+mask_rcnn_r50_fpn_coco_v1 = builder(
+    torchvision.spec, published.torchvision_coco_v1, torchvision.INPUT, coco.sparse_names()
+)
+mask_rcnn_r50_fpn_v2 = builder(torchvision.spec_v2, published.torchvision, torchvision.INPUT, coco.sparse_names())
+
+mask_rcnn_r50_fpn_d2 = builder(detectron2.spec, published.detectron2_fpn, detectron2.INPUT)
+mask_rcnn_r50_c4_d2 = builder(detectron2.spec, published.detectron2_c4, detectron2.INPUT)
+mask_rcnn_r50_dc5_d2 = builder(detectron2.spec, published.detectron2_dc5, detectron2.INPUT)
+mask_rcnn_r50_dcn_fpn_d2 = builder(detectron2.spec, published.detectron2_deformable, detectron2.INPUT)
+mask_rcnn_r101_fpn_d2 = builder(detectron2.spec, published.detectron2_r101, detectron2.INPUT)
+mask_rcnn_x101_fpn_d2 = builder(detectron2.spec, published.detectron2_x101, detectron2.INPUT)
+
+mask_rcnn_r50_fpn_mmdet = builder(mmdetection.spec, published.mmdetection, mmdetection.INPUT)
+mask_rcnn_r50_caffe_fpn_mmdet = builder(mmdetection.spec, published.mmdetection_caffe, mmdetection.INPUT)
+mask_rcnn_r50_dcn_fpn_mmdet = builder(mmdetection.spec, published.mmdetection_deformable, mmdetection.INPUT)
+
+mask_rcnn_r50_fpn_mrb = builder(maskrcnn_benchmark.spec, published.maskrcnn_benchmark, maskrcnn_benchmark.INPUT)
+
+# small enough to export in a test
+mask_rcnn_tiny = builder(
+    torchvision.spec,
+    published.tiny,
+    torchvision.INPUT.model_copy(update={"short_side": 96, "long_side": 160}),
+    ("blob", "ring"),
+)

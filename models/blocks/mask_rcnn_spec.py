@@ -64,12 +64,14 @@ class MaskHeadSpec:
 class MaskRCNNSpec:
     """
     Args:
+        dialect: whose names its checkpoints have.
         multiple: the reference pads pictures to multiples of this.
         pool, mask_pool: how boxes and how masks are pooled.
         neck: the pyramid; none where the backbone's last map is all there is (C4, DC5).
         shared_stage: the ResNet whose fourth stage both heads apply to what they pool (C4).
     """
 
+    dialect: Literal["torchvision", "detectron2", "mmdetection", "maskrcnn_benchmark"]
     colours: ColourSpec
     multiple: int
     backbone: ResNetSpec

@@ -23,7 +23,9 @@ from models.blocks.pyramid_pool import LevelRule, PyramidPool
 from models.blocks.resnet import BLOCKS, Deformable, ResNetSpec
 from models.blocks.rpn import AnchorSpec, RPNSpec
 from models.dialects.names import Rules
+from server.preprocess import ShortestEdgeInput
 
+INPUT = ShortestEdgeInput(short_side=800, long_side=1333, multiple=32, rounding="nearest", resample="triangle")
 POOL = PyramidPool(strides=(4, 8, 16, 32), level=LevelRule(inside=1e-8), sampling=0, aligned=True)
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -44,6 +46,7 @@ def spec(config: Config) -> MaskRCNNSpec:
     shared = heads["NAME"] == "Res5ROIHeads"
     agnostic = bool(box["CLS_AGNOSTIC_BBOX_REG"])
     return MaskRCNNSpec(
+        dialect="detectron2",
         colours=_colours(config),
         multiple=32 if pyramid else 1,
         backbone=_backbone(model),

@@ -21,9 +21,11 @@ from models.blocks.pyramid_pool import LevelRule, PyramidPool
 from models.blocks.resnet import BLOCKS, Deformable, ResNetSpec
 from models.blocks.rpn import AnchorSpec, RPNSpec
 from models.dialects.names import resnet_names
+from server.preprocess import ShortestEdgeInput
 
 EXTENT = 1.0
 LEVELS = LevelRule(inside=1e-6, extent=EXTENT)
+INPUT = ShortestEdgeInput(short_side=800, long_side=1333, multiple=32, rounding="short_first", resample="triangle")
 POOL = PyramidPool(strides=(4, 8, 16, 32), level=LEVELS, sampling=2, aligned=False)
 
 DEPTHS = {"R-50-FPN": 50, "R-101-FPN": 101, "R-152-FPN": 152}
@@ -44,6 +46,7 @@ def spec(config: Config) -> MaskRCNNSpec:
     norm = BatchNorm(eps=0.0)
     resnets = model["RESNETS"]
     return MaskRCNNSpec(
+        dialect="maskrcnn_benchmark",
         colours=_colours(config.get("INPUT", {})),
         multiple=32,
         backbone=ResNetSpec(

@@ -23,8 +23,12 @@ from models.blocks.pyramid_pool import LevelRule, PyramidPool
 from models.blocks.resnet import BLOCKS, Deformable, ResNetSpec
 from models.blocks.rpn import AnchorSpec, RPNSpec
 from models.dialects.names import resnet_names
+from server.preprocess import ShortestEdgeInput
 
 LEVELS = LevelRule(canonical_size=56.0, canonical_level=0.0, first_level=0.0, inside=1e-6)
+INPUT = ShortestEdgeInput(
+    short_side=800, long_side=1333, multiple=32, rounding="nearest", resample="linear", reduced_decoding=False
+)
 POOL = PyramidPool(strides=(4, 8, 16, 32), level=LEVELS, sampling=0, aligned=True)
 
 Config = Mapping[str, Any]
@@ -41,6 +45,7 @@ def spec(config: Config) -> MaskRCNNSpec:
     sets = 1 if box["reg_class_agnostic"] else classes
     proposals = test["rpn"]["max_per_img"]
     return MaskRCNNSpec(
+        dialect="mmdetection",
         colours=_colours(colours),
         multiple=colours["pad_size_divisor"],
         backbone=_backbone(config["backbone"]),

@@ -21,38 +21,25 @@ from models.blocks.pyramid_pool import LevelRule, PyramidPool
 from models.blocks.resnet import ResNetSpec
 from models.blocks.rpn import AnchorSpec, RPNSpec
 from models.dialects.names import resnet_names
+from server.preprocess import ShortestEdgeInput
 
+INPUT = ShortestEdgeInput(
+    short_side=800, long_side=1333, multiple=32, rounding="floor", resample="linear", reduced_decoding=False
+)
 POOL = PyramidPool(strides=(4, 8, 16, 32), level=LevelRule(outside=1e-6), sampling=2, aligned=False)
 STRIDES = (4, 8, 16, 32, 64)
-
-FULL_SIZE: dict[str, Any] = {
-    "base_width": 64,
-    "layers": [3, 4, 6, 3],
-    "fpn_ch": 256,
-    "box_head_hidden": 1024,
-    "num_classes": 91,
-    "anchor_sizes": [32, 64, 128, 256, 512],
-    "aspect": [0.5, 1.0, 2.0],
-    "rpn_pre_nms": 1000,
-    "rpn_post_nms": 1000,
-    "rpn_nms": 0.7,
-    "box_score_thresh": 0.05,
-    "box_nms": 0.5,
-    "dets_per_img": 100,
-    "min_size": 800,
-    "max_size": 1333,
-}
 
 
 def spec(config: Mapping[str, Any]) -> MaskRCNNSpec:
     """`maskrcnn_resnet50_fpn`.
 
     Args:
-        config: as `FULL_SIZE`; `num_classes` counts the background.
+        config: as in `published.torchvision`; `num_classes` counts the background, `norm_eps` is 1e-5 if not told.
     """
     base, channels, columns = config["base_width"], config["fpn_ch"], config["num_classes"]
     norm = BatchNorm(eps=config.get("norm_eps", 1e-5))
     return MaskRCNNSpec(
+        dialect="torchvision",
         colours=ColourSpec(),
         multiple=32,
         backbone=ResNetSpec(
