@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Cells = tuple[tuple[float, float, float, float], ...]
@@ -59,15 +61,16 @@ def by_root(sizes: Sequence[float], ratios: Sequence[float], base: float = 1.0) 
     Args:
         sizes: roots of the areas, in units of `base`.
     """
-    tall = torch.sqrt(torch.tensor(ratios, dtype=torch.float32))[:, None]  # (R, 1)
-    size = torch.tensor(sizes, dtype=torch.float32)[None]  # (1, S)
-    widths, heights = (base * (1 / tall) * size).flatten(), (base * tall * size).flatten()
-    return as_cells(torch.stack([-widths, -heights, widths, heights], dim=1) / 2)
+    tall = np.sqrt(np.array(ratios, np.float32))[:, None]  # (R, 1)
+    size = np.array(sizes, np.float32)[None]  # (1, S)
+    widths = (np.float32(base) * (1 / tall) * size).ravel()  # (R * S,)
+    heights = (np.float32(base) * tall * size).ravel()
+    return _as_cells(np.stack([-widths, -heights, widths, heights], axis=1) * np.float32(0.5))
 
 
 def rounded(cells: Cells) -> Cells:
     """Corners at whole pixels, halves to the even one (torchvision)."""
-    return as_cells(torch.tensor(cells, dtype=torch.float32).round())
+    return _as_cells(np.array(cells, np.float32).round())
 
 
 def around_pixels(stride: int, sizes: Sequence[float], ratios: Sequence[float]) -> Cells:
@@ -86,5 +89,5 @@ def around_pixels(stride: int, sizes: Sequence[float], ratios: Sequence[float]) 
     return tuple(cells)
 
 
-def as_cells(boxes: Tensor) -> Cells:
+def _as_cells(boxes: NDArray[np.float32]) -> Cells:
     return tuple((x1, y1, x2, y2) for x1, y1, x2, y2 in boxes.tolist())
