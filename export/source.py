@@ -5,16 +5,20 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, cast
 
-import safetensors
-import safetensors.torch
 from torch import Tensor, nn
 
 from export.errors import ExportError
+from models.checkpoints.fit import Rules
+from models.weights import Checkpoint, CheckpointError, load_into, read_checkpoint, read_classes, rename
 from server.masks import AnyMasks
 from server.preprocess import InputSpec
+
+OURS = "maskserve"
+SCORES = "box_predictor.scores.bias"  # one for each class, and one for the background
 
 
 class Exportable(Protocol):
@@ -80,31 +84,59 @@ def _builder(name: str) -> Callable[..., object]:
 
 
 def load_weights(model: Exportable, path: Path) -> None:
-    """Fill a model from a safetensors file; every name and shape must fit.
+    """Fill a model from a checkpoint of any kind; every name and shape must fit. No code in the file is run.
 
     Raises:
-        ExportError: says which names were missing, unexpected, or of another shape.
+        ExportError: not a checkpoint, one of another code base than the builder's, or one of another architecture or
+            number of classes; says which names were missing, unexpected, or of another shape.
     """
     try:
-        state = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise ExportError(f"{path} does not exist; give the checkpoint with --weights") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ExportError(f"{path} is not a safetensors file: {error}") from None
-    module = cast(nn.Module, model)
-    wanted = module.state_dict()
-    missing = sorted(wanted.keys() - state.keys())
-    unexpected = sorted(state.keys() - wanted.keys())
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} for {tuple(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
-        if state[name].shape != wanted[name].shape
-    ]
-    complaints = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if names
-    ]
-    if complaints:
-        raise ExportError(f"{path} is not of this architecture: {'; '.join(complaints)}; check MODULE:BUILDER")
-    module.load_state_dict(state)
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        raise ExportError(f"{error} (--weights)") from None
+    meant = getattr(model, "dialect", None)
+    if meant is not None and checkpoint.dialect not in (meant, OURS):
+        raise ExportError(
+            f"{path} should have {meant}'s names, found {checkpoint.dialect or 'unknown'} ones "
+            f"({next(iter(checkpoint.tensors))}); the same layers work otherwise there, so choose a builder of its own"
+        )
+    names, ignored = _rules(checkpoint.dialect)
+    try:
+        load_into(cast(nn.Module, model), checkpoint.tensors, names, ignored)
+    except CheckpointError as error:
+        sentence, *lists = str(error).split("\n")
+        advice = _advice(model, checkpoint, names)
+        raise ExportError("\n".join([f"{path} is not of this architecture: {sentence}; {advice}", *lists])) from None
+
+
+def classes_of(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes, where the checkpoint tells them.
+
+    Raises:
+        ExportError: not a checkpoint.
+    """
+    try:
+        return read_classes(path)
+    except CheckpointError as error:
+        raise ExportError(f"{error} (--weights)") from None
+
+
+def _rules(dialect: str | None) -> tuple[Rules, Rules]:
+    """How a code base's names become ours, and which nobody needs; none for our own and for those we do not know."""
+    if dialect is None or find_spec(f"models.dialects.{dialect}") is None:
+        return (), ()
+    module = importlib.import_module(f"models.dialects.{dialect}")
+    return module.NAMES, module.IGNORED
+
+
+def _advice(model: Exportable, checkpoint: Checkpoint, names: Rules) -> str:
+    """What to do, which is clear when only the number of classes is another."""
+    ours = {name: theirs for theirs, name in rename(list(checkpoint.tensors), names).items()}
+    found = checkpoint.tensors.get(ours.get(SCORES, ""))
+    wanted = cast(nn.Module, model).state_dict().get(SCORES)
+    if found is None or wanted is None or found.shape == wanted.shape or found.ndim != 1:
+        return "check MODULE:BUILDER"
+    return (
+        f"the checkpoint tells {len(found) - 1} classes apart and the model {len(wanted) - 1}, so give --classes with "
+        f"{len(found) - 1} names"
+    )

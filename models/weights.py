@@ -23,9 +23,9 @@ from pathlib import Path
 from models.checkpoints import safe
 from models.checkpoints.errors import CheckpointError
 from models.checkpoints.fit import Fitted, load_into, rename
-from models.checkpoints.reading import Checkpoint, read_checkpoint
+from models.checkpoints.reading import Checkpoint, read_checkpoint, read_classes
 
-__all__ = ["Checkpoint", "CheckpointError", "Fitted", "load_into", "main", "read_checkpoint", "rename"]
+__all__ = ["Checkpoint", "CheckpointError", "Fitted", "load_into", "main", "read_checkpoint", "read_classes", "rename"]
 
 SHOWN = 12  # names of a list that `show` prints
 

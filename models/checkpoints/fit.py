@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from models.checkpoints.errors import CheckpointError
 
-LISTED = 12  # names of each complaint; all are counted
+INLINE = 3  # names of a complaint that go into the sentence
+LISTED = 12  # names of a complaint that are listed; all are counted
 Rules = Sequence[tuple[str, str]]
 
 
@@ -99,12 +100,15 @@ def _both(theirs: str, ours: str) -> str:
 
 
 def _told(complaints: Sequence[tuple[Sequence[str], str]], wanted: int, found: int) -> str:
-    counts = ", ".join(f"{len(listed)} {what}" for listed, what in complaints if listed)
-    lines = [f"the network has {wanted} weights and the checkpoint {found}, which do not fit: {counts}"]
-    for listed, what in complaints:
+    """Few names in the sentence, more of them in lists below it."""
+    counts, lines = [], []
+    for names, what in complaints:
+        listed = sorted(names)
         if listed:
-            lines.append(f"  {what}:")
-            lines += [f"    {line}" for line in sorted(listed)[:LISTED]]
-            if len(listed) > LISTED:
-                lines.append(f"    ... and {len(listed) - LISTED} more")
-    return "\n".join(lines)
+            counts.append(f"{len(listed)} {what}" + (f" ({', '.join(listed)})" if len(listed) <= INLINE else ""))
+        if len(listed) > INLINE:
+            lines += [f"  {what}:", *(f"    {line}" for line in listed[:LISTED])]
+        if len(listed) > LISTED:
+            lines.append(f"    ... and {len(listed) - LISTED} more")
+    sentence = f"the network has {wanted} weights, the checkpoint {found}, and they do not fit: {'; '.join(counts)}"
+    return "\n".join([sentence, *lines])

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -76,18 +77,43 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: one sentence that says what was expected, what was found and what to do.
     """
+    with _reading(path) as file:
+        opened = _opened(file)
+        views, left_out = weights_of(opened.tree)
+        tensors = _loaded(views, len(file) + SPREAD)
+        return Checkpoint(
+            tensors,
+            dialect_of(tensors),
+            _classes(opened),
+            dict(opened.metadata) or remarks(opened.tree),
+            opened.container,
+            opened.foreign,
+            left_out,
+        )
+
+
+def read_classes(path: Path) -> tuple[str, ...] | None:
+    """Names of the classes in label order, where the checkpoint tells them; its weights stay in the file.
+
+    Raises:
+        CheckpointError: as `read_checkpoint`.
+    """
+    with _reading(path) as file:
+        return _classes(_opened(file))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Part]:
+    """The file, while it is open; whatever stops the reading then says which file it was."""
     try:
         with _open(path) as stream:
-            file = Part(stream, 0, os.fstat(stream.fileno()).st_size)
-            opened = _opened(file)
-            views, left_out = weights_of(opened.tree)
-            tensors = _loaded(views, len(file) + SPREAD)
-    except (CheckpointError, OSError, MemoryError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"cannot read {path}: {reason or 'there is not enough memory'}") from None
-    metadata = dict(opened.metadata) or remarks(opened.tree)
-    classes = _told_classes(metadata) or classes_of(opened)
-    return Checkpoint(tensors, dialect_of(tensors), classes, metadata, opened.container, opened.foreign, left_out)
+            yield Part(stream, 0, os.fstat(stream.fileno()).st_size)
+    except CheckpointError as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except MemoryError:
+        raise CheckpointError(f"cannot read {path}: there is not enough memory for its weights") from None
 
 
 def _open(path: Path) -> BinaryIO:
@@ -119,8 +145,9 @@ def _opened(file: Part) -> Opened:
     if head[:1] in (b"\x80", b"(", b"}", b"c", b"]"):
         return flat.read(file)
     raise CheckpointError(
-        "a torch file, a pickle of arrays or safetensors is expected, and it is none of them: it "
+        "it is not a safetensors file, a torch file or a pickle of arrays: it "
         + (f"begins with the bytes {head[:8].hex(' ')}" if head else "is empty")
+        + "; check that it is the checkpoint, and whole"
     )
 
 
@@ -145,11 +172,12 @@ def _loaded(views: Mapping[str, TensorView], limit: int) -> dict[str, Tensor]:
     return tensors
 
 
-def _told_classes(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
-    """From the metadata that `convert` wrote."""
+def _classes(opened: Opened) -> tuple[str, ...] | None:
+    """From the metadata that `convert` wrote, or as mmdetection tells them."""
     try:
-        told = json.loads(metadata.get("classes", "null"))
+        told = json.loads(opened.metadata.get("classes", "null"))
     except (ValueError, RecursionError):
-        return None
-    named = isinstance(told, list) and told and all(isinstance(name, str) for name in told)
-    return tuple(told) if named else None
+        told = None
+    if isinstance(told, list) and told and all(isinstance(name, str) for name in told):
+        return tuple(told)
+    return classes_of(opened)
