@@ -28,7 +28,7 @@ from server.manifest import (
     sha256_of,
 )
 from server.masks import AnyMasks
-from server.preprocess import FixedInput, InputSpec
+from server.preprocess import AnyInput
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -73,7 +73,7 @@ def write_manifest(
     folder: Path,
     target: Path,
     *,
-    input: InputSpec | FixedInput,  # noqa: A002 - the manifest's word
+    input: AnyInput,  # noqa: A002 - the manifest's word
     masks: AnyMasks,
     outputs: Mapping[str, tuple[str, Axes]],
     max_batch: int,

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from export.errors import ExportError
+from export.graph import SMALLEST_SIDE
 from export.sample import draw
 from export.source import Exportable
 from server.agreement import allowed, in_units, largest_errors
@@ -35,7 +36,7 @@ def inputs_for(spec: AnyInput, batch: int, seed: int, full: bool = False) -> Ten
         full: the size that a photograph comes to, otherwise a small one.
     """
     height, width = input_size(spec, full)
-    step = 1 if isinstance(spec, FixedInput) else spec.multiple
+    step = _slack(spec)
     sizes = np.array([(height - i % step, width - 2 * i % step) for i in range(batch)], np.int32)
     images = np.zeros((batch, height, width, 3), np.uint8)
     for i, (h, w) in enumerate(sizes.tolist()):
@@ -50,8 +51,16 @@ def input_size(spec: AnyInput, full: bool) -> tuple[int, int]:
         return spec.size
     if full:
         return spec.frame(PHOTOGRAPH).input_size
-    height, width = (min(count * spec.multiple, side) for count, side in zip((5, 7), spec.max_size, strict=True))
+    times = spec.multiple * -(-SMALLEST_SIDE // (5 * spec.multiple))
+    height, width = (min(count * times, side) for count, side in zip((5, 7), spec.max_size, strict=True))
     return height, width
+
+
+def _slack(spec: AnyInput) -> int:
+    """Pictures of one tensor differ in size by less than this, pixels."""
+    if not isinstance(spec, FixedInput):
+        return spec.multiple
+    return max(1, min(spec.size) // 2) if spec.resize == "letterbox" else 1
 
 
 def run_model(model: Exportable, inputs: Tensors) -> Tensors:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -76,6 +77,8 @@ def conform(args: argparse.Namespace) -> int:
         memory_mb = max(memory_mb, done.memory_mb)
         for row in done.rows:
             print(line(row))
+        if all(row.verdict == "not run" for row in done.rows):
+            continue
         took = f"{done.seconds:.1f} s, {done.memory_mb:.0f} MB"
         print(f"[{number}/{len(groups)}] {time.monotonic() - began:.0f} s; this one took {took}", flush=True)
     print()
@@ -123,7 +126,12 @@ def _outcomes(groups: list[Group], jobs: int) -> Iterator[Outcome]:
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(outcome, groups)
+        try:
+            yield from pool.map(outcome, groups)
+        except BrokenProcessPool:
+            raise ExportError(
+                "a process died, of too little memory perhaps; run fewer at a time, as in --jobs 1"
+            ) from None
 
 
 def chosen(systems: dict[str, list[Group]], only: Iterable[str]) -> list[Group]:

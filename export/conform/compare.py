@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,10 +38,11 @@ from export.conform.matching import (
     differ,
     match,
 )
-from export.conform.systems import System, input_rule, to_logits
+from export.conform.systems import System, input_rule
 from export.conform.table import Row, Verdict, verdict
 from export.conform.view import View, decode, resized_floats, see, sizes_of
 from export.graph import write_graph
+from export.source import Exportable
 from models.blocks.colours import ColourSpec
 from models.blocks.top import UNUSED
 from models.mask_rcnn import MaskRCNN
@@ -51,7 +52,6 @@ from server.geometry import Picture
 from server.manifest import MODEL_FILE
 from server.preprocess import FixedInput, place
 
-MULTIPLE = 32  # of the free axes of a graph
 PROPOSALS = 0.98  # share that is the same set: a decision of NMS may hang on the last bit
 SERVED_SHARE, SERVED_IOU, SERVED_SCORE, SERVED_MASKS = 0.95, 0.9, 0.05, 0.97
 ROUNDING, ROUNDING_MEAN = 1.0, 0.35  # levels of 255: half of one, and what OpenCV's fixed point adds
@@ -81,9 +81,11 @@ def build(system: System, group: Group) -> tuple[MaskRCNN, list[View]]:
     spec = system.spec(case)
     views = [see(system, case, spec.multiple) for case in group.cases]
     size = views[0].frame.input_size
-    free = input_rule(system, case, MULTIPLE)
+    free = input_rule(system, case, spec.multiple)
     fixed = FixedInput(size=size, resize="letterbox")
-    fits = all(side % MULTIPLE == 0 and side <= max(free.max_size) for side in size)  # a shape that free axes can have
+    fits = all(
+        side % spec.multiple == 0 and side <= max(free.max_size) for side in size
+    )  # a shape that free axes can have
     names = tuple(f"class {number}" for number in range(spec.detection.classes))
     model = MaskRCNN(spec, names, free if fits else fixed).eval()
     load_into(model, case.state(), system.names, system.ignored)
@@ -111,7 +113,7 @@ def eager_rows(system: System, model: MaskRCNN, views: list[View]) -> Iterator[R
 def graph_rows(system: System, model: MaskRCNN, views: list[View], folder: Path) -> Iterator[Row]:
     """The exported graph in the server's engine; strictly, then the way a picture takes in the server."""
     path = folder / MODEL_FILE
-    write_graph(model, path)
+    write_graph(cast(Exportable, model), path)
     strict = without_head(path, folder / "headless.onnx") if system.resizes_in_float else path
     company = [views[0].mirrored()] if len(views) == 1 else []
     three = [*views, *company, views[0]]
@@ -179,21 +181,21 @@ def _proposals(system: System, view: View, raw: Mapping[str, Tensor], row: int) 
     """As a set: boxes that overlap by more than 0.99, and their scores."""
     if "proposals" not in view.raw:
         return
-    logits = raw["proposal_logits"][row].numpy()
+    logits = raw["proposal_logits"][row]
     used = logits > UNUSED / 2
-    found, wanted = raw["proposals"][row].numpy()[used], view.raw["proposals"]
-    scores = view.raw.get("proposal_scores")
-    if scores is None or system.proposal_scores == "none":
+    found, wanted = raw["proposals"][row][used].numpy(), view.raw["proposals"]
+    scores, ours = view.raw.get("proposal_scores"), logits[used]
+    if scores is None:
         wanted_scores, found_scores = np.zeros(len(wanted)), np.zeros(len(found))
-    else:
-        told = to_logits(scores) if system.proposal_scores == "probabilities" else scores
-        wanted_scores, found_scores = told.astype(np.float64), logits[used].astype(np.float64)
+    else:  # saturated probabilities have forgotten their logits
+        ours = ours.sigmoid() if system.proposal_scores == "probabilities" else ours
+        wanted_scores, found_scores = scores.astype(np.float64), ours.numpy().astype(np.float64)
     result = match(
         _boxes_only(wanted, wanted_scores),
         _boxes_only(found, found_scores),
         score=SCORE * max(1.0, float(np.std(wanted_scores))),
     )
-    said = f"{len(result.pairs)} of {len(wanted)}, {len(found)} found, logits {result.score_error:.1e}"
+    said = f"{len(result.pairs)} of {len(wanted)}, {len(found)} found, score {result.score_error:.1e}"
     yield Row(view.case.system, view.case.name, "proposals", said, verdict(result.share >= PROPOSALS))
 
 
@@ -261,7 +263,7 @@ def served_rows(system: System, model: MaskRCNN, engine: Engine, view: View) -> 
     assert view.original is not None
     assert view.wanted is not None
     case, (height, width) = view.case, view.original.shape[:2]
-    rule = input_rule(system, case, MULTIPLE)
+    rule = input_rule(system, case, model.spec.multiple)
     frame = replace(rule.frame((height, width)), input_size=view.frame.input_size)
     if frame.content != view.frame.content:
         said = f"resized to {frame.content}, the reference to {view.frame.content}"

@@ -3,7 +3,7 @@
 Raw tensors get the names that `MaskRCNN.raw` gives them; K is the pyramid level, finest first:
 
     features.K, rpn_logits.K, rpn_deltas.K          before any RoI
-    proposals, proposal_logits                      boxes in the network's frame
+    proposals, proposal_scores                      boxes in the network's frame
     class_logits, box_deltas                        a row for every proposal
     mask_boxes, mask_logits or mask_probabilities   a row for every detection; probabilities are of its class alone
 
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 from numpy.typing import NDArray
 
@@ -53,7 +52,7 @@ class System:
     ignored: Rules
     raw: Rules
     first_label: int
-    proposal_scores: Literal["logits", "probabilities", "none"]
+    proposal_scores: Literal["logits", "probabilities"]
     resizes_in_float: bool
     rounding: Literal["floor", "nearest", "short_first"]
     resample: Resample
@@ -169,7 +168,7 @@ SYSTEMS = (
             (r"net_input(_s2)?", r"network_input\1"),
         ),
         first_label=1,
-        proposal_scores="none",
+        proposal_scores="logits",
         resizes_in_float=True,
         rounding="floor",
         resample="linear",
@@ -251,10 +250,3 @@ SYSTEMS = (
         resample="triangle",
     ),
 )
-
-
-def to_logits(scores: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Of probabilities, for a comparison where they saturate as little as may be."""
-    sure = scores.astype(np.float64).clip(1e-12, 1 - 1e-12)
-    logits: NDArray[np.float64] = np.log(sure / (1 - sure))
-    return logits
