@@ -98,7 +98,7 @@ def load_weights(model: Exportable, path: Path) -> None:
     if meant is not None and checkpoint.dialect not in (meant, OURS):
         raise ExportError(
             f"{path} should have {meant}'s names, found {checkpoint.dialect or 'unknown'} ones "
-            f"({next(iter(checkpoint.tensors))}); the same layers work otherwise there, so choose a builder of its own"
+            f"({next(iter(checkpoint.tensors))!r}); the same layers work otherwise there: choose a builder of its own"
         )
     names, ignored = _rules(checkpoint.dialect)
     try:

@@ -90,7 +90,7 @@ def show(path: Path) -> None:
     print()
     width = max(map(len, checkpoint.tensors))
     for name, tensor in checkpoint.tensors.items():
-        print(f"{name:<{width}}  {str(tensor.dtype).removeprefix('torch.'):<8}  {tuple(tensor.shape)}")
+        print(f"{_printable(name):<{width}}  {str(tensor.dtype).removeprefix('torch.'):<8}  {tuple(tensor.shape)}")
 
 
 def convert(path: Path, out: Path, replace: bool) -> None:
@@ -139,7 +139,6 @@ def _percentage() -> Callable[[int, int], None]:
 
 
 def _print_summary(path: Path, checkpoint: Checkpoint) -> None:
-    """Text from the file is printed so that it cannot move the cursor."""
     rows = [
         ("file", f"{path}, {path.stat().st_size / 1e6:.1f} MB"),
         ("container", checkpoint.container),
@@ -152,7 +151,12 @@ def _print_summary(path: Path, checkpoint: Checkpoint) -> None:
     ]
     for title, text in rows:
         if text:
-            print(f"{title:<10} {text if text.isprintable() else ascii(text)}")
+            print(f"{title:<10} {_printable(text)}")
+
+
+def _printable(text: str) -> str:
+    """Text of a file, so that it cannot move the cursor."""
+    return text if text.isprintable() else ascii(text)
 
 
 def _listed(names: Sequence[str]) -> str:

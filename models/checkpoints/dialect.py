@@ -13,11 +13,11 @@ SIGNS = (
     ("maskrcnn_benchmark", r"backbone\.body\.stem\.|backbone\.fpn\.fpn_inner\d|roi_heads\.(box|mask|maskiou)\."),
     (
         "torchvision",
-        r"backbone\.body\.|backbone\.fpn\.(inner|layer)_blocks\.|roi_heads\.mask_head\.(0|mask_fcn1)\.|rpn\.head\.",
+        r"backbone\.body\.|backbone\.fpn\.(inner|layer)_blocks\.|roi_heads\.mask_head\.0\.|rpn\.head\.",
     ),
     (
         "detectron2",
-        r"backbone\.(bottom_up|stem|res\d|fpn_lateral\d)\.|proposal_generator\.|roi_heads\.(res5|box_predictor)\.",
+        r"backbone\.(bottom_up|stem\.conv1|res\d|fpn_lateral\d)\.|proposal_generator\.|roi_heads\.(res5|box_predictor)\.",
     ),
     ("mmdetection", r"(neck|roi_head|rpn_head|bbox_head|mask_head|panoptic_head|panoptic_fusion_head|semantic_head)\."),
     ("torchvision", r"classifier\.(\d|cbr|low_classifier)"),

@@ -96,7 +96,9 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], names: Rules = (
 
 
 def _both(theirs: str, ours: str) -> str:
-    return theirs if theirs == ours else f"{theirs} ({ours})"
+    """A name in the checkpoint, and ours for it; what cannot be printed is written out."""
+    both = theirs if theirs == ours else f"{theirs} ({ours})"
+    return both if both.isprintable() else ascii(both)
 
 
 def _told(complaints: Sequence[tuple[Sequence[str], str]], wanted: int, found: int) -> str:
