@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import cast
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -108,6 +111,29 @@ def test_a_file_is_not_held_twice(write: Writer, tmp_path: Path) -> None:
     )
     path.unlink()
     assert int(done.stdout) < 130_000  # kB
+
+
+@pytest.fixture(scope="module")
+def honest_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small checkpoint of each container."""
+    folder = tmp_path_factory.mktemp("honest")
+    state = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
+    return {container: write(state, folder / "m").read_bytes() for container, (_, write) in WRITERS.items()}
+
+
+@pytest.mark.parametrize("container", WRITERS)
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_damaged_file_is_read_or_refused(
+    container: str, honest_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    damaged = bytearray(honest_files[container])
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / f"damaged-{os.getpid()}"
+    path.write_bytes(damaged[: data.draw(st.integers(len(damaged) // 2, len(damaged)))])
+    with contextlib.suppress(CheckpointError):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
