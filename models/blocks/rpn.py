@@ -86,9 +86,9 @@ class RPN(nn.Module):
             `UNUSED`.
         """
         spec = self.spec
-        found = [self._best(level, logits, deltas, input_size) for level, (logits, deltas) in enumerate(heads)]
-        boxes = clip(torch.stack([b for b, _ in found], dim=1), sizes[:, None, None], spec.coder.extent)  # (B, L, N, 4)
-        logits = torch.stack([score for _, score in found], dim=1)  # (B, L, N)
+        found = [self._best(level, *head, input_size) for level, head in enumerate(heads)]
+        anchors, moves, logits = (torch.stack(levels, dim=1) for levels in zip(*found, strict=True))  # (B, L, N, ...)
+        boxes = clip(spec.coder.decode(moves, anchors), sizes[:, None, None], spec.coder.extent)  # (B, L, N, 4)
         logits = torch.where(sides_reach(boxes, spec.shortest_side), logits, UNUSED)
         kept = nms_keep(
             stretch(boxes, spec.coder.extent).flatten(0, 1), logits.flatten(0, 1), spec.iou, UNUSED / 2
@@ -99,8 +99,10 @@ class RPN(nn.Module):
         boxes = torch.where(logits[..., None] > UNUSED / 2, pick(boxes, indices), 0.0)
         return boxes, logits
 
-    def _best(self, level: int, logits: Tensor, deltas: Tensor, input_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """The best N anchors of one level: where they moved to (B, N, 4), and logits (B, N)."""
+    def _best(
+        self, level: int, logits: Tensor, deltas: Tensor, input_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best N anchors of one level (B, N, 4), how they move (B, N, 4), and logits (B, N)."""
         anchors = self.spec.anchors
         cells: Tensor = getattr(self, f"cells_{level}")
         grid = (logits.shape[2], logits.shape[3])
@@ -111,4 +113,4 @@ class RPN(nn.Module):
         flat = logits.permute(0, 2, 3, 1).flatten(1)  # (B, h * w * A)
         moves = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (B, h * w * A, 4)
         scores, indices = best(flat, self.spec.before_nms, UNUSED)  # (B, N)
-        return self.spec.coder.decode(pick(moves, indices), boxes[indices]), scores
+        return boxes[indices], pick(moves, indices), scores
