@@ -22,9 +22,9 @@ from export.bundle import (
 from export.errors import ExportError
 from export.graph import write_graph
 from export.laws import tensor_shapes
-from export.parity import compare, inputs_for, run_model
+from export.parity import compare, golden_sample
 from export.progress import Progress
-from export.source import build, load_weights, takes
+from export.source import build, classes_of, load_weights, takes
 from server.cores import usable_cores
 from server.engines import load_engine
 from server.manifest import MODEL_FILE, sha256_of
@@ -94,23 +94,24 @@ def export(args: argparse.Namespace) -> None:
     progress = Progress(steps=5)
     with whole_or_nothing(args.out, args.replace) as folder:
         with progress.step(f"building {args.model} and loading {args.weights}"):
-            names = None if args.classes is None else read_classes(args.classes)
+            names = classes_of(args.weights) if args.classes is None else read_classes(args.classes)
             if names is not None and takes(args.model, "classes"):
                 options["classes"] = names
             model = build(args.model, **options)
             load_weights(model, args.weights)
             if names is not None and len(names) != len(model.classes):
-                raise ExportError(f"{args.classes} names {len(names)} classes; the model has {len(model.classes)}")
+                raise ExportError(
+                    f"{args.classes or args.weights} names {len(names)} classes; the model has {len(model.classes)}"
+                )
         with progress.step("writing the graph"):
             write_graph(model, folder / MODEL_FILE)
         batches = proven_batches(args.max_batch)
         with progress.step(f"comparing with PyTorch at batch {', '.join(map(str, batches))}"):
             engine = load_engine(folder / MODEL_FILE, usable_cores())
             parity = compare(model, engine, batches)
-            engine.close()
         with progress.step("recording the golden sample"):
-            inputs = inputs_for(model.input, 1, seed=7)
-            write_golden(folder, inputs, run_model(model, inputs))
+            write_golden(folder, *golden_sample(model, engine))
+            engine.close()
         with progress.step("sealing the manifest"):
             threshold = model.score_threshold if args.score_threshold is None else args.score_threshold
             check_options(args.max_batch, threshold)

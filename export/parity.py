@@ -17,12 +17,14 @@ from export.errors import ExportError
 from export.graph import SMALLEST_SIDE
 from export.sample import draw
 from export.source import Exportable
-from server.agreement import allowed, in_units, largest_errors
+from server.agreement import allowed, apart, in_units, largest_errors
 from server.engines import Engine, Tensors
 from server.manifest import Parity, ParityRun
 from server.preprocess import AnyInput, FixedInput
 
 TOLERANCE = 1e-3  # of an output's unit: probabilities, and pixels as `server.agreement` has them
+WITHOUT_PARTNER = 0.02  # share of rows that a last bit may decide on
+GOLDEN_SEEDS = range(7, 17)
 PHOTOGRAPH = (480, 640)  # pixels
 FULL_UP_TO = 2  # the largest batch that is proven at full size
 TILE = 256  # pixels; drawn pictures are this large at most and then repeated
@@ -64,10 +66,13 @@ def _slack(spec: AnyInput) -> int:
 
 
 def run_model(model: Exportable, inputs: Tensors) -> Tensors:
-    """The reference: the PyTorch module in evaluation mode."""
+    """The reference: the PyTorch module in evaluation mode, on one image after the other, which spares memory."""
+    rows = []
     with torch.inference_mode():
-        outputs = cast(nn.Module, model)(torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["sizes"]))
-    return {name: tensor.numpy() for name, tensor in outputs.items()}
+        for image, size in zip(inputs["images"], inputs["sizes"], strict=True):
+            outputs = cast(nn.Module, model)(torch.from_numpy(image[None]), torch.from_numpy(size[None]))
+            rows.append({name: tensor.numpy() for name, tensor in outputs.items()})
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
 def compare(model: Exportable, engine: Engine, batches: list[int]) -> Parity:
@@ -82,17 +87,48 @@ def compare(model: Exportable, engine: Engine, batches: list[int]) -> Parity:
         for name, wanted in reference.items():
             if outputs[name].shape != wanted.shape:
                 raise ExportError(f"the graph answers {outputs[name].shape} where PyTorch answers {wanted.shape}")
-        errors = largest_errors(outputs, reference, model.masks.legend)
+        result = apart(outputs, reference, model.masks.legend)
+        errors = result.errors
         worst, share = in_units(errors)
         if not share <= TOLERANCE:
             raise ExportError(
                 f"batch {batch}: output '{worst}' differs from PyTorch by {errors[worst]:.3g}, "
                 f"more than {allowed(worst, TOLERANCE):g}"
             )
-        alone_error = rows_alone(engine, inputs, outputs)
+        if result.alone > max(1, WITHOUT_PARTNER * result.rows):
+            raise ExportError(
+                f"batch {batch}: {result.alone} of {result.rows} rows are answered by only one of graph and PyTorch; "
+                "a last bit may decide on one in fifty"
+            )
         height, width = inputs["images"].shape[1:3]
-        runs.append(ParityRun(batch=batch, input_size=(height, width), largest_error=errors, alone_error=alone_error))
+        runs.append(
+            ParityRun(
+                batch=batch,
+                input_size=(height, width),
+                largest_error=errors,
+                rows=result.rows,
+                rows_without_partner=result.alone,
+                alone_error=rows_alone(engine, inputs, outputs),
+            )
+        )
     return Parity(reference=f"pytorch {torch.__version__}", engine=engine.name, tolerance=TOLERANCE, runs=runs)
+
+
+def golden_sample(model: Exportable, engine: Engine) -> tuple[Tensors, Tensors]:
+    """One small picture and what PyTorch makes of it, of those that the engine answers row by row: a server holds every
+    row against it, on machines where a last bit may fall the other way.
+
+    Raises:
+        ExportError: there is none among `GOLDEN_SEEDS`.
+    """
+    for seed in GOLDEN_SEEDS:
+        inputs = inputs_for(model.input, 1, seed)
+        reference, outputs = run_model(model, inputs), engine.run(inputs)
+        if in_units(largest_errors(outputs, reference, model.masks.legend))[1] <= TOLERANCE / 2:
+            return inputs, reference
+    raise ExportError(
+        f"none of {len(GOLDEN_SEEDS)} drawn pictures has the same rows in graph and PyTorch; a row hangs on a last bit"
+    )
 
 
 def rows_alone(engine: Engine, inputs: Tensors, outputs: Tensors) -> float:
@@ -106,7 +142,7 @@ def rows_alone(engine: Engine, inputs: Tensors, outputs: Tensors) -> float:
     """
     batch = len(inputs["images"])
     worst = 0.0
-    for i in range(batch):
+    for i in range(batch if batch > 1 else 0):
         alone = engine.run({name: tensor[i : i + 1] for name, tensor in inputs.items()})
         errors = {name: np.abs(outputs[name][i].astype(np.float64) - tensor[0]) for name, tensor in alone.items()}
         worst = max(worst, *(float(error.max(initial=0.0)) for error in errors.values()))

@@ -14,6 +14,7 @@ thousandth of a pixel is not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,32 +22,60 @@ from numpy.typing import NDArray
 
 UNITS = {"boxes": 50.0, "vertices": 50.0, "mask_logits": 10.0}  # pixels, pixels, logits; 1 for all others
 MEANING = ("boxes", "scores", "labels")  # what tells a row from the others
+PARTNER = 1.0  # pixels: what lies farther is another object
 ELSEWHERE = 1e6  # pixels: farther than any box, for candidates of another label
 
 Batch = Mapping[str, NDArray[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How far two answers lie apart."""
+
+    errors: dict[str, float]  # of every output, absolute, over rows that have a partner
+    rows: int  # that either side uses, all images together
+    alone: int  # of these, without a partner on the other side
+
+
 def largest_errors(found: Batch, wanted: Batch, legend: Mapping[str, str]) -> dict[str, float]:
     """Of every output the largest absolute difference, infinite where shapes differ or a number is not finite.
+
+    A row that has no partner is compared with whatever is left.
 
     Args:
         found, wanted: outputs of one batch, each (B, ...), under the names of the legend.
         legend: of the mask representation; it tells which outputs have a row for every candidate.
     """
+    return _compare(found, wanted, legend, farthest=np.inf).errors
+
+
+def apart(found: Batch, wanted: Batch, legend: Mapping[str, str]) -> Apart:
+    """As `largest_errors`, but rows without a partner are counted and not compared.
+
+    Where two boxes overlap as much as is just allowed, or two scores compete for the last row, the last bit of a number
+    decides which object is answered: then one row of two correct answers has no partner.
+    """
+    return _compare(found, wanted, legend, farthest=PARTNER)
+
+
+def _compare(found: Batch, wanted: Batch, legend: Mapping[str, str], farthest: float) -> Apart:
     if set(found) != set(wanted) or any(found[name].shape != wanted[name].shape for name in wanted):
-        return dict.fromkeys(wanted, np.inf)
+        return Apart(dict.fromkeys(wanted, np.inf), 0, 0)
     if not set(MEANING) <= set(wanted):
-        return {name: _largest(found[name], wanted[name]) for name in wanted}
+        return Apart({name: _largest(found[name], wanted[name]) for name in wanted}, 0, 0)
     errors = dict.fromkeys(wanted, 0.0)
+    rows = alone = 0
     for i in range(len(wanted["scores"])):
-        order = _partners(*({name: side[name][i] for name in MEANING} for side in (found, wanted)))
+        order, distances = _partners(*({name: side[name][i] for name in MEANING} for side in (found, wanted)))
         used = (wanted["scores"][i] > 0) | (found["scores"][i][order] > 0)
+        near = used & ~(distances > farthest)
+        rows, alone = rows + int(used.sum()), alone + int((used & ~near).sum())
         for name, tensor in wanted.items():
             here, there = found[name][i], tensor[i]
             if legend[name].split()[0] == legend["scores"]:
-                here, there = here[order][used], there[used]
+                here, there = here[order][near], there[near]
             errors[name] = max(errors[name], _largest(here, there))
-    return errors
+    return Apart(errors, rows, alone)
 
 
 def allowed(name: str, share: float) -> float:
@@ -61,25 +90,26 @@ def in_units(errors: Mapping[str, float]) -> tuple[str, float]:
     return worst, shares[worst]
 
 
-def _partners(found: Batch, wanted: Batch) -> NDArray[np.intp]:
-    """For each of N wanted rows the found row that means the same object; every row is taken once.
+def _partners(found: Batch, wanted: Batch) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """For each of N wanted rows the found row that means the same object, and how far from it that is, in pixels; every
+    row is taken once.
 
     The surest go first. Rows that are unused find each other in the end.
     """
-    apart = np.abs(wanted["boxes"][:, None].astype(np.float64) - found["boxes"]).max(axis=-1)  # (N, N) pixels
-    apart += np.abs(wanted["scores"][:, None].astype(np.float64) - found["scores"])
+    far = np.abs(wanted["boxes"][:, None].astype(np.float64) - found["boxes"]).max(axis=-1)  # (N, N) pixels
+    far += np.abs(wanted["scores"][:, None].astype(np.float64) - found["scores"])
     other = (wanted["labels"][:, None] != found["labels"]) | ((wanted["scores"][:, None] > 0) != (found["scores"] > 0))
-    apart = np.where(np.isfinite(apart), apart + ELSEWHERE * other, np.inf)
-    order = np.full(len(apart), -1, np.intp)
-    taken = np.zeros(len(apart), np.bool_)
-    for index in np.argsort(apart, axis=None, kind="stable").tolist():
-        row, column = divmod(index, len(apart))
+    far = np.where(np.isfinite(far), far + ELSEWHERE * other, np.inf)
+    order = np.full(len(far), -1, np.intp)
+    taken = np.zeros(len(far), np.bool_)
+    for index in np.argsort(far, axis=None, kind="stable").tolist():
+        row, column = divmod(index, len(far))
         if order[row] < 0 and not taken[column]:
             order[row] = column
             taken[column] = True
             if taken.all():
                 break
-    return order
+    return order, far[np.arange(len(far)), order]
 
 
 def _largest(found: NDArray[Any], wanted: NDArray[Any]) -> float:

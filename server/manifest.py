@@ -69,6 +69,10 @@ class ParityRun(_Strict):
     batch: int
     input_size: tuple[int, int]
     largest_error: dict[str, float] = Field(description="per output, absolute")
+    rows: int = Field(0, description="that either side uses, all images together; 0 where there are no candidates")
+    rows_without_partner: int = Field(
+        0, description="of these, objects that only one side answers: a tie, or an overlap that hangs on the last bit"
+    )
     alone_error: float = Field(description="row i of the batch against the image alone, absolute, all outputs")
 
 

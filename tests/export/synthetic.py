@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 TRUNK = 0.3  # gain of a residual branch's last convolution
+CLASSES = 2.0  # gain of the class logits, which should spread and not saturate
 
 
 def synthetic(keys: Path, seed: int = 0) -> dict[str, Tensor]:
@@ -36,7 +37,8 @@ def _tensor(key: str, dtype: torch.dtype, shape: list[int], generator: torch.Gen
     if ".conv3." in key or "downsample" in key or "shortcut" in key:
         gain = TRUNK if ".conv3." in key else 1.0
     if "cls_score" in key or "fc_cls" in key:
-        gain = 4.0
+        gain = CLASSES
     if "bbox_pred" in key or "fc_reg" in key:
         gain = 0.5
-    return torch.randn(shape, generator=generator, dtype=dtype) * (gain / math.sqrt(inputs))
+    values = torch.randn(shape, generator=generator, dtype=dtype) * (gain / math.sqrt(inputs))
+    return values - values.mean(dim=tuple(range(1, len(shape))), keepdim=True)  # what all features share says nothing
