@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-UNITS = {"boxes": 50.0, "vertices": 50.0, "mask_logits": 10.0}  # pixels, pixels, logits; 1 for all others
+UNITS = {"boxes": 20.0, "vertices": 20.0, "mask_logits": 10.0}  # pixels, pixels, logits; 1 for all others
 MEANING = ("boxes", "scores", "labels")  # what tells a row from the others
 PARTNER = 1.0  # pixels: what lies farther is another object
 ELSEWHERE = 1e6  # pixels: farther than any box, for candidates of another label

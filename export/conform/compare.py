@@ -99,7 +99,8 @@ def eager_rows(system: System, model: MaskRCNN, views: list[View]) -> Iterator[R
         x, sizes = torch.cat(inputs), torch.from_numpy(sizes_of(views))
         raw = model.raw(x, sizes)
         for row, view in enumerate(views):
-            yield from _input_row(view, inputs[row])
+            ours = resized_floats(view, model.spec.colours) if system.resizes_in_float else inputs[row]
+            yield from _input_row(view, ours)
             yield from _before_roi(view, raw, row)
             yield from _proposals(system, view, raw, row)
             yield from _after_roi(model, view, raw, row)
@@ -154,9 +155,10 @@ def pyramid(raw: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def network_input(system: System, model: MaskRCNN, view: View) -> Tensor:
-    """(1, 3, h, w): what the reference fed its backbone."""
+    """(1, 3, h, w): what the reference fed its backbone, recorded where its arithmetic is not ours."""
     if system.resizes_in_float:
-        return resized_floats(view, model.spec.colours)
+        recorded = view.raw.get("network_input")
+        return resized_floats(view, model.spec.colours) if recorded is None else torch.from_numpy(recorded)
     found: Tensor = model.normalise(torch.from_numpy(view.placed()[None]), torch.from_numpy(sizes_of([view])))
     return found
 
