@@ -3,8 +3,8 @@
 A code base differs from the next in the shapes around the origin (rounded or not, corners inside or not) and in how far
 apart the cells are; the first are numbers that its dialect computes, the second one of the two functions below.
 
-    cells = ((-8.0, -8.0, 8.0, 8.0), (-11.0, -6.0, 11.0, 6.0))      two anchors of one level
-    grid_anchors(torch.tensor(cells), (2, 3), (16, 16))             (12, 4): cell by cell, row by row
+    cells = torch.tensor([[-8.0, -8.0, 8.0, 8.0], [-11.0, -6.0, 11.0, 6.0]])    two anchors of one level
+    anchors_at(torch.arange(12), cells, 3, (16, 16))    (12, 4), those of a map of 2 x 3 cells, 16 pixels apart
 """
 
 from __future__ import annotations
@@ -30,23 +30,22 @@ def fitted_stride(side: int, cells: int, stride: int) -> int:
     return side // cells
 
 
-def grid_anchors(cells: Tensor, grid: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+def anchors_at(indices: Tensor, cells: Tensor, columns: int, stride: tuple[int, int]) -> Tensor:
     """
     Args:
+        indices: (...) int64, of anchors counted cell by cell, row by row.
         cells: (A, 4) xyxy around the origin.
-        grid: (height, width) of the map.
+        columns: cells in a row of the map.
         stride: input pixels (vertical, horizontal) from one cell to the next.
 
     Returns:
-        (height * width * A, 4) xyxy, input pixels; neither clipped nor rounded.
+        (..., 4) xyxy, input pixels; neither clipped nor rounded.
     """
-    x = torch.arange(grid[1], device=cells.device).to(cells.dtype) * stride[1]  # (w,)
-    y = torch.arange(grid[0], device=cells.device).to(cells.dtype) * stride[0]  # (h,)
-    x, y = x[None, :, None], y[:, None, None]  # (1, w, 1), (h, 1, 1)
-    x1, y1, x2, y2 = cells.unbind(-1)  # (A,)
-    columns = torch.stack([x + x1, x + x2], dim=-1).expand(grid[0], -1, -1, -1)  # (h, w, A, 2)
-    rows = torch.stack([y + y1, y + y2], dim=-1).expand(-1, grid[1], -1, -1)  # (h, w, A, 2)
-    return torch.stack([columns[..., 0], rows[..., 0], columns[..., 1], rows[..., 1]], dim=-1).reshape(-1, 4)
+    place = indices // len(cells)  # (...)
+    row = place // columns  # (...)
+    x, y = (place - row * columns) * stride[1], row * stride[0]  # (...)
+    origin = torch.stack([x, y, x, y], dim=-1).to(cells.dtype)  # (..., 4)
+    return origin + cells[indices % len(cells)]
 
 
 def by_ratio(sizes: Sequence[float], ratios: Sequence[float]) -> Cells:

@@ -40,22 +40,11 @@ class BoxCoder:
         Returns:
             (..., 4), may lie anywhere.
         """
-        x1, y1, x2, y2 = boxes.unbind(-1)
-        width, height = x2 - x1 + self.extent, y2 - y1 + self.extent  # (...)
-        centre_x, centre_y = x1 + 0.5 * width, y1 + 0.5 * height
-        dx, dy, dw, dh = (delta / weight for delta, weight in zip(deltas.unbind(-1), self.weights, strict=True))
-        new_x, new_y = dx * width + centre_x, dy * height + centre_y
-        half_width = 0.5 * (torch.exp(dw.clamp(self.smallest_log, self.largest_log)) * width)
-        half_height = 0.5 * (torch.exp(dh.clamp(self.smallest_log, self.largest_log)) * height)
-        return torch.stack(
-            [
-                new_x - half_width,
-                new_y - half_height,
-                new_x + half_width - self.extent,
-                new_y + half_height - self.extent,
-            ],
-            dim=-1,
-        )
+        old = boxes[..., 2:] - boxes[..., :2] + self.extent  # (..., 2) width, height
+        told = deltas / torch.tensor(self.weights, dtype=deltas.dtype, device=deltas.device)  # (..., 4)
+        centre = told[..., :2] * old + (boxes[..., :2] + 0.5 * old)  # (..., 2)
+        half = 0.5 * (torch.exp(told[..., 2:].clamp(self.smallest_log, self.largest_log)) * old)  # (..., 2)
+        return torch.cat([centre - half, centre + half - self.extent], dim=-1)
 
 
 def clip(boxes: Tensor, sizes: Tensor, extent: float = 0.0) -> Tensor:

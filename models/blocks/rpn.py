@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.blocks.anchors import Cells, grid_anchors
+from models.blocks.anchors import Cells, anchors_at
 from models.blocks.boxes import BoxCoder, clip, sides_reach, stretch
 from models.blocks.nms import nms_keep
 from models.blocks.top import UNUSED, best, pick
@@ -105,12 +105,11 @@ class RPN(nn.Module):
         """The best N anchors of one level (B, N, 4), how they move (B, N, 4), and logits (B, N)."""
         anchors = self.spec.anchors
         cells: Tensor = getattr(self, f"cells_{level}")
-        grid = (logits.shape[2], logits.shape[3])
-        strides = tuple(
-            anchors.stride(side, count, anchors.strides[level]) for side, count in zip(input_size, grid, strict=True)
+        rows, columns = (
+            anchors.stride(side, count, anchors.strides[level])
+            for side, count in zip(input_size, logits.shape[2:], strict=True)
         )
-        boxes = grid_anchors(cells, grid, (strides[0], strides[1]))  # (h * w * A, 4)
         flat = logits.permute(0, 2, 3, 1).flatten(1)  # (B, h * w * A)
         moves = deltas.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (B, h * w * A, 4)
         scores, indices = best(flat, self.spec.before_nms, UNUSED)  # (B, N)
-        return boxes[indices], pick(moves, indices), scores
+        return anchors_at(indices, cells, logits.shape[3], (rows, columns)), pick(moves, indices), scores

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from models.blocks.anchors import (
+    anchors_at,
     around_pixels,
     by_ratio,
     by_root,
     declared_stride,
     fitted_stride,
-    grid_anchors,
     rounded,
 )
 
@@ -19,7 +19,7 @@ RATIOS = (0.5, 1.0, 2.0)
 
 def test_anchors_lie_cell_by_cell_and_row_by_row() -> None:
     cells = torch.tensor([[-1.0, -2.0, 1.0, 2.0], [-3.0, -3.0, 3.0, 3.0]])
-    anchors = grid_anchors(cells, (2, 3), (10, 100))
+    anchors = anchors_at(torch.arange(12), cells, 3, (10, 100))
     assert anchors.shape == (12, 4)
     assert anchors[0].tolist() == [-1, -2, 1, 2]
     assert anchors[1].tolist() == [-3, -3, 3, 3]
