@@ -71,6 +71,7 @@ class MaskRCNN(nn.Module):
         if len(classes) != spec.detection.classes:
             raise ValueError(f"the network tells {spec.detection.classes} classes apart, got {len(classes)} names")
         self.spec = spec
+        self.dialect = spec.dialect
         self.classes = classes
         self.input = input
         self.score_threshold = score_threshold

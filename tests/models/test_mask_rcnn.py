@@ -131,6 +131,7 @@ def test_every_builder_says_what_the_server_needs() -> None:
         assert isinstance(model.input, ShortestEdgeInput)
         assert model.input.multiple == model.spec.multiple
         assert 0 < model.score_threshold < 1
+        assert model.dialect == model.spec.dialect
         assert model.masks.paste == model.spec.mask_head.paste
 
 
