@@ -7,6 +7,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 DATA ?= ../shared/data
+GOLDEN ?= ../shared/golden
 ARGS ?=
 
 SERVE := .venv-serve/bin/python
@@ -15,11 +16,11 @@ LOCK := .venv-lock/bin/uv pip compile --universal --python-version 3.11 --no-emi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format export eval-nuclei train-nuclei bench load lock clean
+.PHONY: help setup serve test check format export conform eval-nuclei train-nuclei bench load lock clean
 
 help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
-	@echo "  PYTHON=python3.12 chooses the Python, ARGS='...' adds options to serve, test, export, eval-nuclei, train-nuclei, bench and lock."
+	@echo "  PYTHON=python3.12 chooses the Python, ARGS='...' adds options to serve, test, export, conform, eval-nuclei, train-nuclei, bench and lock."
 
 setup: .venv/.ok ## install everything into .venv: serving, export, training, tests
 
@@ -40,6 +41,9 @@ format: .venv/.ok ## put formatting and import order right
 
 export: .venv/.ok ## export the nuclei model to bundles/nuclei/1 (ARGS=--replace to write over it)
 	$(DEV) -m export models.unet:nuclei_unet --weights models/weights/nuclei.safetensors --out bundles/nuclei/1 $(ARGS)
+
+conform: .venv/.ok ## run the reference cases of other code bases under GOLDEN=../shared/golden (ARGS='--only mmdet_*')
+	$(DEV) -m export conform --golden $(GOLDEN) $(ARGS)
 
 eval-nuclei: .venv/.ok ## score the bundled nuclei model on the pictures under DATA=../shared/data
 	$(DEV) -m training.nuclei.evaluate --data $(DATA)/nuclei $(ARGS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from bench import latency, masks, peers, photos, prototypes
+from bench import latency, masks, peers, photos, prototypes, roi
 
 
 def main() -> int:
     failed = 0
-    for part in (masks, prototypes, photos, latency):
+    for part in (masks, prototypes, roi, photos, latency):
         failed += part.main() != 0
         print(flush=True)
     failed += peers.main([]) != 0

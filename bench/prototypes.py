@@ -60,12 +60,12 @@ def main() -> int:
         frame = Frame(size=scene.size, input_size=(INPUT, INPUT), content=(INPUT, INPUT))
         found, wanted = ours(outputs, frame), full_frames(outputs, frame)
         equal = sum(a == b for a, b in zip(found, wanted, strict=True))
-        alike &= _least_overlap(found, wanted, scene.size) > 0.999
+        alike &= least_overlap(found, wanted, scene.size) > 0.999
         decode_s, ours_s, theirs_s = [], [], []
         for _ in range(scene.turns):
-            decode_s.append(_time_s(lambda: list(PrototypeMasks().decode(outputs, frame, 0.5))))  # noqa: B023
-            ours_s.append(_time_s(lambda: ours(outputs, frame)))  # noqa: B023
-            theirs_s.append(_time_s(lambda: full_frames(outputs, frame)))  # noqa: B023
+            decode_s.append(time_s(lambda: list(PrototypeMasks().decode(outputs, frame, 0.5))))  # noqa: B023
+            ours_s.append(time_s(lambda: ours(outputs, frame)))  # noqa: B023
+            theirs_s.append(time_s(lambda: full_frames(outputs, frame)))  # noqa: B023
         ratios = [slow / quick for slow, quick in zip(theirs_s, ours_s, strict=True)]
         row = (
             scene.name,
@@ -119,12 +119,12 @@ def full_frames(outputs: Outputs, frame: Frame) -> list[str]:
     return [each["counts"].decode() for each in coco.encode(frames)]
 
 
-def _least_overlap(found: list[str], wanted: list[str], size: Size) -> float:
+def least_overlap(found: list[str], wanted: list[str], size: Size) -> float:
     masks = [[{"size": list(size), "counts": text} for text in texts] for texts in (found, wanted)]
     return min(float(coco.iou([a], [b], [0])[0, 0]) if a != b else 1.0 for a, b in zip(*masks, strict=True))
 
 
-def _time_s(work: Callable[[], object]) -> float:
+def time_s(work: Callable[[], object]) -> float:
     started = thread_time()
     work()
     return thread_time() - started

@@ -1,7 +1,9 @@
-"""Write a bundle.
+"""Write bundles, and prove them.
 
-python -m export MODULE:BUILDER ...     from a PyTorch model and its weights
-python -m export adopt FILE.onnx ...    from a graph that exists already
+python -m export MODULE:BUILDER ...     a bundle from a PyTorch model and its weights
+python -m export adopt FILE.onnx ...    a bundle from a graph that exists already
+python -m export verify BUNDLE          is it what it was, and does it answer here as it promised
+python -m export conform --golden DIR   reference cases of other implementations, through ours
 """
 
 from __future__ import annotations
@@ -15,21 +17,31 @@ except ModuleNotFoundError:
     print("export needs PyTorch, which serving does without: run 'make setup', or see 'Bring a model' in README.md")
     sys.exit(2)
 
-from export import adopt, from_pytorch
+from export import adopt, from_pytorch, verify
 from export.errors import ExportError
 from server.errors import StartupError
 
+FAILED = {"adopt": "not adopted", "verify": "not verified", "conform": "not run"}
+
 
 def main(argv: list[str]) -> int:
-    """0 when the bundle stands, 1 when it was refused."""
+    """0 when the bundle stands, 1 when it was refused or a case fails, 2 when the question makes no sense."""
+    word = argv[0] if argv and argv[0] in FAILED else ""
     try:
-        if argv[:1] == ["adopt"]:
-            adopt.adopt(adopt.parse(argv[1:]))
-        else:
-            from_pytorch.export(from_pytorch.parse(argv))
+        match word:
+            case "adopt":
+                adopt.adopt(adopt.parse(argv[1:]))
+            case "verify":
+                verify.verify(verify.parse(argv[1:]))
+            case "conform":
+                from export.conform import command  # reads YAML, which exporting does without
+
+                return command.conform(command.parse(argv[1:]))
+            case _:
+                from_pytorch.export(from_pytorch.parse(argv))
     except (ExportError, StartupError) as error:
-        print(f"not {'adopted' if argv[:1] == ['adopt'] else 'exported'}: {error}", file=sys.stderr)
-        return 1
+        print(f"{FAILED.get(word, 'not exported')}: {error}", file=sys.stderr)
+        return 2 if word == "conform" else 1
     return 0
 
 

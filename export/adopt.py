@@ -50,8 +50,8 @@ A layout says what a graph's tensors mean. One so far:
               N rows an image, best score first; rows with score <= 0 are unused. boxes: x1 y1 x2 y2 in input
               pixels. labels: int32, from 0. The rest float32.
 
-Representations have parameters, --mask-rule cells=corner --mask-rule padding=1 for YOLACT:
-server/masks/ explains them.
+Representations have parameters, --mask-rule cells=corner --mask-rule padding=1 for YOLACT, --mask-rule
+paste=torchvision for a Mask R-CNN of torchvision or maskrcnn-benchmark: server/masks/ explains them.
 
 example:
   python -m export adopt yolact.onnx --layout maskserve --classes names.txt --out bundles/yolact/1 \\

@@ -28,7 +28,7 @@ from server.manifest import (
     sha256_of,
 )
 from server.masks import AnyMasks
-from server.preprocess import FixedInput, InputSpec
+from server.preprocess import AnyInput
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -73,7 +73,7 @@ def write_manifest(
     folder: Path,
     target: Path,
     *,
-    input: InputSpec | FixedInput,  # noqa: A002 - the manifest's word
+    input: AnyInput,  # noqa: A002 - the manifest's word
     masks: AnyMasks,
     outputs: Mapping[str, tuple[str, Axes]],
     max_batch: int,
@@ -151,10 +151,13 @@ def print_bundle(manifest: Manifest, target: Path, seconds: float) -> None:
     """What was written, what was measured, and what to do next."""
     print(f"\nwrote {target} in {seconds:.0f} s: kind {manifest.masks.kind}, {len(manifest.classes)} classes")
     width = max(28, *(len(_errors(run)) for run in manifest.parity.runs))
-    print(f"{'batch':>7}  {'input':>11}  {'largest error':>{width}}  {'row against alone':>18}")
+    columns = ("rows, without partner", "row against alone")
+    print(f"{'batch':>7}  {'input':>11}  {'largest error':>{width}}  {columns[0]}  {columns[1]}")
     for run in manifest.parity.runs:
         size = f"{run.input_size[0]:>5}x{run.input_size[1]:<5}"
-        print(f"{run.batch:>7}  {size}  {_errors(run):>{width}}  {run.alone_error:>18g}")
+        rows = f"{run.rows}, {run.rows_without_partner}" if run.rows else "none"
+        apart = f"{run.alone_error:g}"
+        print(f"{run.batch:>7}  {size}  {_errors(run):>{width}}  {rows:>{len(columns[0])}}  {apart:>{len(columns[1])}}")
     print(f"serve it: python -m server --bundles {target.parent.parent}")
 
 

@@ -1,13 +1,14 @@
 """PyTorch module to ONNX file.
 
-Traced with a batch of two, because a batch of one would be baked in; height and width stay free in multiples.
+Traced with a batch of two, because a batch of one would be baked in; height and width stay free in multiples, unless
+the model takes one size only.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import onnx
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from export.laws import OPSET, check_laws
 from export.source import Exportable
+from models.blocks.onnx_table import TRANSLATIONS
+from server.preprocess import AnyInput, FixedInput
+
+SMALLEST_SIDE = 32  # pixels: a network may have a single cell there, and tracing takes what is one for always one
 
 
 class _Ordered(nn.Module):
@@ -38,14 +43,7 @@ def write_graph(model: Exportable, path: Path) -> None:
         ExportError: the exporter failed, or the graph breaks a law.
     """
     names = list(model.masks.legend)
-    multiple = model.input.multiple
-    highest = min(model.input.max_size) // multiple
-    side = multiple * 4
-    images = torch.zeros(2, side, side + multiple, 3, dtype=torch.uint8)
-    sizes = torch.tensor([[side, side + multiple], [side - 1, side]], dtype=torch.int32)
-    batch = torch.export.Dim.DYNAMIC
-    height = torch.export.Dim("height", min=1, max=highest)
-    width = torch.export.Dim("width", min=1, max=highest)
+    images, sizes, free = _example(model.input)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter warns of its own internals
@@ -54,12 +52,10 @@ def write_graph(model: Exportable, path: Path) -> None:
                 (images, sizes),
                 dynamo=True,
                 opset_version=OPSET,
+                custom_translation_table=TRANSLATIONS,
                 input_names=["images", "sizes"],
                 output_names=names,
-                dynamic_shapes={
-                    "images": {0: batch, 1: multiple * height, 2: multiple * width},
-                    "sizes": {0: batch},
-                },
+                dynamic_shapes={"images": free, "sizes": {0: torch.export.Dim.DYNAMIC}},
                 verbose=False,
             )
         assert program is not None
@@ -69,6 +65,24 @@ def write_graph(model: Exportable, path: Path) -> None:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ExportError(f"the exporter failed: {type(error).__name__}: {reason}") from error
     check_laws(path, names)
+
+
+def _example(spec: AnyInput) -> tuple[Tensor, Tensor, dict[int, Any]]:
+    """Pictures and sizes to trace with, and the axes of the pictures that stay free."""
+    free: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
+    if isinstance(spec, FixedInput):
+        height, width = spec.size
+    else:
+        multiple = spec.multiple
+        lowest, highest = -(-SMALLEST_SIDE // multiple), min(spec.max_size) // multiple
+        height = max(1, min(max(4, 2 * lowest), highest - 1)) * multiple
+        width = height + multiple
+        free |= {
+            axis: multiple * torch.export.Dim(name, min=lowest, max=highest)
+            for axis, name in ((1, "height"), (2, "width"))
+        }
+    images = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    return images, torch.tensor([[height, width], [height - 1, width - 1]], dtype=torch.int32), free
 
 
 def _forget_sources(path: Path) -> None:

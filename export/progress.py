@@ -20,20 +20,27 @@ class Progress:
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
-        self._done = 0
+        self._done: list[tuple[str, float, float]] = []  # title, seconds, megabytes
         self._began = time.monotonic()
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        self._done += 1
-        print(f"[{self._done}/{self._steps}] {title} ...", end="", flush=True)
+        print(f"[{len(self._done) + 1}/{self._steps}] {title} ...", end="", flush=True)
         began = time.monotonic()
         try:
             yield
         except BaseException:
             print(" failed", flush=True)
             raise
-        print(f" {time.monotonic() - began:.1f} s, {peak_memory_mb():.0f} MB", flush=True)
+        self._done.append((title, time.monotonic() - began, peak_memory_mb()))
+        print(f" {self._done[-1][1]:.1f} s, {self._done[-1][2]:.0f} MB", flush=True)
 
     def seconds(self) -> float:
         return time.monotonic() - self._began
+
+    def print_table(self) -> None:
+        """Every step with its time, and the most memory that the process had held when it was over."""
+        width = max(len("all"), *(len(title) for title, _, _ in self._done))
+        print(f"\n{'step':<{width}}  {'time':>8}  {'peak memory':>11}")
+        for title, seconds, memory in (*self._done, ("all", self.seconds(), peak_memory_mb())):
+            print(f"{title:<{width}}  {seconds:>6.1f} s  {memory:>8.0f} MB")

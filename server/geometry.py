@@ -13,9 +13,12 @@ Coordinates count pixel edges: a pixel in column 3 reaches from x = 3 to x = 4, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Resample = Literal["area", "linear", "triangle"]  # how a picture shrinks: see `preprocess.place`
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Frame:
     size: tuple[int, int]  # of the upright original
     input_size: tuple[int, int]  # of the tensor, padding included
     content: tuple[int, int]  # of the resized picture inside the tensor
-    antialias: bool = True  # a pixel of a shrunk picture is the mean of all it covers, or lies between four of them
+    resample: Resample = "area"
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -69,13 +69,17 @@ class ParityRun(_Strict):
     batch: int
     input_size: tuple[int, int]
     largest_error: dict[str, float] = Field(description="per output, absolute")
+    rows: int = Field(0, description="that either side uses, all images together; 0 where there are no candidates")
+    rows_without_partner: int = Field(
+        0, description="of these, objects that only one side answers: a tie, or an overlap that hangs on the last bit"
+    )
     alone_error: float = Field(description="row i of the batch against the image alone, absolute, all outputs")
 
 
 class Parity(_Strict):
     reference: str = Field(description="PyTorch; of an adopted graph, each image alone")
     engine: str
-    tolerance: float
+    tolerance: float = Field(description="a share of each output's unit; server/agreement.py has those that are not 1")
     runs: list[ParityRun]
 
 

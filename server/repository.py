@@ -15,6 +15,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from server.agreement import allowed, in_units, largest_errors
 from server.engines import Engine, Tensors, load_engine
 from server.errors import (
     BadManifest,
@@ -195,13 +196,13 @@ def prove_golden(bundle: Bundle, engine: Engine) -> Tensors:
     inputs = {name: golden.pop(name) for name in ("images", "sizes")}
     for outputs in (engine.run(inputs), engine.run_alone(inputs)):
         bind({name: tensor[0] for name, tensor in outputs.items()}, manifest.masks.legend)
-        for name, wanted in golden.items():
-            error = float(np.abs(outputs[name].astype(np.float64) - wanted).max())
-            if not error <= tolerance:
-                raise GoldenMismatch(
-                    f"{bundle.folder}: output '{name}' differs from the golden sample by {error:.2g}, "
-                    f"allowed is {tolerance:.2g} on {kind}; run the export again on this machine"
-                )
+        errors = largest_errors({name: outputs[name] for name in golden}, golden, manifest.masks.legend)
+        name, share = in_units(errors)
+        if not share <= tolerance:
+            raise GoldenMismatch(
+                f"{bundle.folder}: output '{name}' differs from the golden sample by {errors[name]:.2g}, "
+                f"allowed is {allowed(name, tolerance):.2g} on {kind}; run the export again on this machine"
+            )
     return inputs
 
 

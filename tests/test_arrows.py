@@ -52,7 +52,7 @@ def modules_of(room: str) -> list[str]:
 def read(module: str) -> tuple[str, str, bool]:
     """A module's text, its name, and whether it is a package: what `against_the_arrows` takes."""
     path = ROOT.joinpath(*module.split("."))
-    package = path.is_dir()
+    package = (path / "__init__.py").is_file()  # a folder of data may stand beside a module
     return (path / "__init__.py" if package else path.with_suffix(".py")).read_text(encoding="utf-8"), module, package
 
 

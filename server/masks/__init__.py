@@ -12,7 +12,8 @@ from pydantic import Field
 from server.masks.base import Masks, Outputs, bind
 from server.masks.center_offsets import CenterOffsetMasks
 from server.masks.prototypes import PrototypeMasks
+from server.masks.roi import RoiMasks
 
-AnyMasks = Annotated[CenterOffsetMasks | PrototypeMasks, Field(discriminator="kind")]
+AnyMasks = Annotated[CenterOffsetMasks | PrototypeMasks | RoiMasks, Field(discriminator="kind")]
 
-__all__ = ["AnyMasks", "CenterOffsetMasks", "Masks", "Outputs", "PrototypeMasks", "bind"]
+__all__ = ["AnyMasks", "CenterOffsetMasks", "Masks", "Outputs", "PrototypeMasks", "RoiMasks", "bind"]

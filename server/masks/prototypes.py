@@ -18,8 +18,7 @@ Implementations disagree about the details, and the masks show it. Two of the ru
                 `process_mask_native`
 
 Only the part of the picture where a mask can be is ever computed: from the cells above the threshold to their next
-neighbours. It grows in width first, while it is small, and then row by row. Matrix products would do it as quickly, but
-BLAS spreads those of this size over all cores, which other pictures need.
+neighbours.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from pydantic import Field
 
 from server.geometry import Frame
 from server.masks.base import Masks, Outputs
+from server.masks.growing import Floats, Steps, between, grow
 from server.segments import Patch, Segment
 
-Floats = NDArray[np.float32]
 Bounds = tuple[int, int, int, int]  # y1, x1, y2, x2; the last two are exclusive
 
 CELLS_AT_ONCE = 1_000_000  # of weighted sums: a hundred masks of 64 x 64, 4 MB
@@ -132,17 +131,9 @@ class PrototypeMasks(Masks):
         vertical, horizontal = growth
         py1, py2 = vertical.between(y1 + int(rows[0]) - 1, y1 + int(rows[-1]) + 1, pixels[0], pixels[2])
         px1, px2 = horizontal.between(x1 + int(columns[0]) - 1, x1 + int(columns[-1]) + 1, pixels[1], pixels[3])
-
         framed = _frame(values, cells, logits.shape)
-        left, share = horizontal.below[px1:px2] - (x1 - 1), horizontal.share[px1:px2]
-        wide = framed.take(left + 1, axis=1) - framed.take(left, axis=1)  # (h + 2, pixels)
-        wide *= share
-        wide += framed.take(left, axis=1)
-        top, share = vertical.below[py1:py2] - (y1 - 1), vertical.share[py1:py2]
-        grown = np.diff(wide, axis=0).take(top, axis=0)  # (pixels, pixels)
-        grown *= share[:, None]
-        grown += wide.take(top, axis=0)
-        return Patch(py1, px1, grown > level)
+        down, along = vertical.steps(py1, py2, y1 - 1), horizontal.steps(px1, px2, x1 - 1)
+        return Patch(py1, px1, grow(framed, down, along, level))
 
 
 def _frame(values: Floats, cells: Bounds, grid: tuple[int, ...]) -> Floats:
@@ -171,10 +162,13 @@ class _Axis:
 
     def between(self, low: int, high: int, first: int, stop: int) -> tuple[int, int]:
         """The pixels strictly between two cells' centres, of those from `first` up to `stop`."""
-        start = int(self.places.searchsorted(low, side="right"))
-        end = int(self.places.searchsorted(high, side="left"))
+        start, end = between(self.places, low, high)
         start = min(max(start, first), stop)
         return start, max(start, min(end, stop))
+
+    def steps(self, start: int, stop: int, first: int) -> Steps:
+        """Of some pixels, among cells counted from `first`."""
+        return Steps(self.below[start:stop] - first, self.share[start:stop])
 
 
 _Growth = tuple[_Axis, _Axis]  # vertical, horizontal

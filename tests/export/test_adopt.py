@@ -21,7 +21,7 @@ import export.__main__ as command
 from server.geometry import Picture
 from server.http.app import create_app
 from server.manifest import Manifest, read_bundle
-from server.masks import PrototypeMasks
+from server.masks import PrototypeMasks, RoiMasks
 from server.preprocess import FixedInput, place
 from server.repository import load
 from server.rle import counts_to_mask, string_to_counts
@@ -158,6 +158,42 @@ def test_pixel_planes_are_adopted_too_and_have_one_class(
     assert [entry.name for entry in manifest_of(out).classes] == ["class_0"]
 
 
+def squares(graph: Graph) -> None:
+    """A square of logits for every row in place of planes and coefficients: the picture at a quarter of its size."""
+    graph.node("Concat", ["logits"] * ROWS, "mask_logits", axis=1)
+    for name in ("coefficients", "prototypes"):
+        del graph.outputs[name]
+    graph.nodes = [node for node in graph.nodes if not {"coefficients", "prototypes"} & set(node.output)]
+    graph.outputs["mask_logits"] = (TensorProto.FLOAT, ["B", ROWS, 8, 8])
+
+
+def test_squares_over_boxes_are_told_by_the_names_of_the_outputs(tmp_path: Path, out: Path) -> None:
+    graph = Graph()
+    squares(graph)
+    file = graph.write(tmp_path / "m.onnx")
+    assert adopt(file, out, "--class-count", "2", "--mask-rule", "paste=torchvision") == 0
+    assert manifest_of(out).masks == RoiMasks(paste="torchvision")
+    shapes = {output.name: output.shape for output in manifest_of(out).outputs}
+    assert shapes["mask_logits"] == ["B", 3, 8, 8]
+    engine = load(out, threads=1).engine
+    try:
+        images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+        images[:, : SIDE // 2] = 255  # bright above, so the upper half of every box
+        outputs = {name: tensor[0] for name, tensor in engine.run({"images": images}).items()}
+    finally:
+        engine.close()
+    frame = manifest_of(out).input.frame((64, 64))
+    left, right = manifest_of(out).masks.decode(outputs, frame, 0.5)
+    for segment, x in ((left, 0), (right, 32)):
+        assert list(segment.box) == [x, 0, x + 32, 64]
+        found = np.zeros((64, 64), np.bool_)
+        patch = segment.patch
+        found[patch.y : patch.y + patch.bits.shape[0], patch.x : patch.x + patch.bits.shape[1]] = patch.bits
+        wanted = np.zeros((64, 64), np.bool_)
+        wanted[:32, x : x + 32] = True
+        assert (found & wanted).sum() / (found | wanted).sum() > 0.8  # cells are coarse
+
+
 # Refused
 
 
@@ -196,6 +232,19 @@ def one_output_more(graph: Graph) -> None:
 def long_labels(graph: Graph) -> None:
     graph.instead("labels", "Cast", ["old_labels"], to=TensorProto.INT64)
     graph.outputs["labels"] = (TensorProto.INT64, ["B", ROWS])
+
+
+def oblong_squares(graph: Graph) -> None:
+    squares(graph)
+    rows = graph.constant("upper", np.array([0, 1, 2, 3]))
+    graph.instead("mask_logits", "Gather", ["old_mask_logits", rows], axis=2)
+    graph.outputs["mask_logits"] = (TensorProto.FLOAT, ["B", ROWS, 4, 8])
+
+
+def squares_of_other_rows(graph: Graph) -> None:
+    squares(graph)
+    graph.instead("mask_logits", "Concat", ["old_mask_logits", "logits"], axis=1)
+    graph.outputs["mask_logits"] = (TensorProto.FLOAT, ["B", ROWS + 1, 8, 8])
 
 
 def nan_planes(graph: Graph) -> None:
@@ -264,6 +313,10 @@ REFUSED: list[tuple[Callable[[Graph], None], list[str], str]] = [
     (rows_that_know_their_neighbours, [], "a row differs from its image alone: 'prototypes' by"),
     (fails_at_two, [], "the graph fails at batch 2"),
     (no_axis_for_planes, [], "output 'scores' should be (N)"),
+    (oblong_squares, [], "output 'mask_logits' should be (N m m)"),
+    (squares_of_other_rows, [], "output 'mask_logits' should be (N m m)"),
+    (squares, ["--mask-rule", "paste=mmdet"], "paste"),
+    (squares, ["--mask-rule", "crop=none"], "'roi' has paste, threshold"),
     (rising_scores, [], "scores should fall"),
     (fractions, [], "boxes look like fractions"),
     (background_below_zero, [], "labels should count from 0"),
@@ -332,7 +385,10 @@ def test_an_existing_bundle_is_kept_unless_told_otherwise(graph: Path, out: Path
     assert len(manifest_of(out).classes) == 3
 
 
-@pytest.mark.parametrize(("words", "teaches"), [(["--help"], "adopt"), (["adopt", "--help"], "coefficients (N K)")])
+@pytest.mark.parametrize(
+    ("words", "teaches"),
+    [(["--help"], "adopt"), (["adopt", "--help"], "coefficients (N K)"), (["adopt", "--help"], "mask_logits (N m m)")],
+)
 def test_help_teaches_both_commands(words: list[str], teaches: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(words)

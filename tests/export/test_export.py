@@ -217,7 +217,7 @@ def test_a_graph_that_breaks_a_law_is_refused(tiny_bundle: Path, tmp_path: Path,
 
 
 def test_parity_pictures_differ_in_size_within_a_batch() -> None:
-    inputs = inputs_for(build(TINY), 3, seed=0)
+    inputs = inputs_for(build(TINY).input, 3, seed=0)
     assert len({tuple(size) for size in inputs["sizes"].tolist()}) > 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Sequence
 
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from server.rle import counts_to_mask, counts_to_strings, encode, patches_to_counts, string_to_counts
-from server.segments import Patch
+from server.segments import Patch, patch_to_box
+from tests.shared_data import shared
 
 Size = tuple[int, int]
 
@@ -259,6 +261,26 @@ def test_runs_of_fifty_megapixels_are_written_as_cocoapi_does() -> None:
         rle["counts"].decode() for rle in coco.frPyObjects([{"counts": c, "size": size} for c in counts], *size)
     ]
     assert counts_to_strings([np.array(runs, np.int64) for runs in counts]) == expected
+
+
+# Golden: what pycocotools wrote, recorded
+
+
+def test_recorded_masks_have_the_recorded_strings_and_back() -> None:
+    numpy_files = pytest.importorskip("safetensors.numpy")
+    folder = shared("golden/conventions_rle_polygon")
+    masks = numpy_files.load_file(folder / "a.safetensors")
+    recorded = json.loads((folder / "a.meta.json").read_text())["rle"]
+    assert len(recorded) >= 20
+    for each in recorded:
+        bits, size = masks[f"det/{each['id']}"].astype(bool), tuple(each["size"])
+        assert encode([Patch(0, 0, bits)], size) == [each["counts"]], each["id"]
+        (runs,) = patches_to_counts([Patch(0, 0, bits)], size)
+        assert runs.tolist() == each["uncompressed"] == string_to_counts(each["counts"]).tolist()
+        np.testing.assert_array_equal(counts_to_mask(string_to_counts(each["counts"]), size), bits)
+        x1, y1, x2, y2 = patch_to_box(Patch(0, 0, bits))
+        assert [x1, y1, x2 - x1, y2 - y1] == each["bbox"]
+        assert np.count_nonzero(bits) == each["area"]
 
 
 # Cost
