@@ -19,6 +19,7 @@ except ModuleNotFoundError:
 
 from export import adopt, from_pytorch, verify
 from export.errors import ExportError
+from export.progress import silence_exporter
 from server.errors import StartupError
 
 FAILED = {"adopt": "not adopted", "verify": "not verified", "conform": "not run"}
@@ -26,6 +27,7 @@ FAILED = {"adopt": "not adopted", "verify": "not verified", "conform": "not run"
 
 def main(argv: list[str]) -> int:
     """0 when the bundle stands, 1 when it was refused or a case fails, 2 when the question makes no sense."""
+    silence_exporter()
     word = argv[0] if argv and argv[0] in FAILED else ""
     try:
         match word:

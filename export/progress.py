@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
@@ -13,6 +14,11 @@ def peak_memory_mb() -> float:
     """Largest resident size of this process so far, megabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+
+
+def silence_exporter() -> None:
+    """PyTorch's exporter says on every run that torchvision is not there, in the middle of a line of ours."""
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
 class Progress:

@@ -21,7 +21,7 @@ from export.conform.conventions import CONVENTIONS
 from export.conform.systems import find_system
 from export.conform.table import Row, exit_code, header, line, summary
 from export.errors import ExportError
-from export.progress import peak_memory_mb
+from export.progress import peak_memory_mb, silence_exporter
 from server.cores import usable_cores
 
 EPILOG = """\
@@ -119,13 +119,19 @@ def _rows(group: Group) -> Iterator[Row]:
         yield Row(group.system, group.name, "", "a system that this version does not have", "not run")
 
 
+def _begin() -> None:
+    """Of every process."""
+    torch.set_num_threads(1)
+    silence_exporter()
+
+
 def _outcomes(groups: list[Group], jobs: int) -> Iterator[Outcome]:
     """In the order of the groups. Writing a graph keeps one core busy, so several are written at the same time."""
     if jobs < 2:
         yield from map(outcome, groups)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin) as pool:
         try:
             yield from pool.map(outcome, groups)
         except BrokenProcessPool:

@@ -17,6 +17,8 @@ from export.conform.conventions import painted
 from export.conform.matching import Detections
 from export.conform.systems import System, content_size, raw_tensors
 from models.blocks.colours import ColourSpec
+from models.mask_rcnn import MaskRCNN
+from server.engines import Tensors
 from server.geometry import Frame
 from server.masks import Masks
 
@@ -96,3 +98,16 @@ def decode(masks: Masks, outputs: Mapping[str, NDArray[Any]], row: int, frame: F
         labels=np.array([segment.label for segment in segments], np.int64),
         masks=np.array([painted(segment.patch, frame.size) for segment in segments], np.bool_).reshape(-1, *frame.size),
     )
+
+
+def answers(model: MaskRCNN, raw: Mapping[str, Tensor], sizes: Tensor) -> Tensors:
+    """From what lies between to what the graph ends at."""
+    maps = pyramid(raw)
+    boxes, scores, labels = model.detect(maps, raw["proposals"], raw["proposal_logits"], sizes)
+    masks = model.masks_of(maps, boxes, labels)
+    found = {"boxes": boxes, "scores": scores, "labels": labels, "mask_logits": masks}
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def pyramid(raw: Mapping[str, Tensor]) -> list[Tensor]:
+    return [raw[f"features.{level}"] for level in range(sum(name.startswith("features.") for name in raw))]
