@@ -28,7 +28,7 @@ serve: .venv-serve/.ok ## serve the bundled models on 127.0.0.1:8000 (PORT=9000 
 	$(SERVE) -m server --bundles bundles --port $(PORT) $(ARGS)
 
 test: check ## install everything, run the checks and all tests that need no GPU (ARGS='-k rle')
-	$(DEV) -m pytest -m "not gpu and not full_size" $(ARGS)
+	$(DEV) -m pytest -m "not gpu and not proof" $(ARGS)
 
 check: .venv/.ok ## lint, formatting, types
 	$(DEV) -m ruff check .
@@ -42,9 +42,9 @@ format: .venv/.ok ## put formatting and import order right
 export: .venv/.ok ## export the nuclei model to bundles/nuclei/1 (ARGS=--replace to write over it)
 	$(DEV) -m export models.unet:nuclei_unet --weights models/weights/nuclei.safetensors --out bundles/nuclei/1 $(ARGS)
 
-conform: .venv/.ok ## run the reference cases of other code bases under GOLDEN=../shared/golden (ARGS='--only mmdet_*')
+conform: .venv/.ok ## run the reference cases of other code bases under GOLDEN=../shared/golden, and the longer proofs of the export
 	$(DEV) -m export conform --golden $(GOLDEN) $(ARGS)
-	$(DEV) -m pytest -m full_size
+	$(DEV) -m pytest -m proof
 
 eval-nuclei: .venv/.ok ## score the bundled nuclei model on the pictures under DATA=../shared/data
 	$(DEV) -m training.nuclei.evaluate --data $(DATA)/nuclei $(ARGS)

@@ -23,6 +23,8 @@ from tests.shared_data import shared
 
 Change = Callable[[MaskRCNNSpec], MaskRCNNSpec]
 
+pytestmark = pytest.mark.proof
+
 FAMILIES = ("torchvision_maskrcnn_r50_fpn", "d2_mask_rcnn_R_50_FPN", "mmdet_mask_rcnn_r50_fpn")
 
 

@@ -49,7 +49,7 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], limit_s: float)
     pytest.fail(f"not ready after {limit_s} s")
 
 
-@pytest.mark.full_size
+@pytest.mark.proof
 @pytest.mark.timeout(900)
 def test_torchvisions_mask_rcnn_goes_from_file_to_served_masks(
     tmp_path: Path, root: Path, unused_port: Callable[[], int]

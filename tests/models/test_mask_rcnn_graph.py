@@ -125,7 +125,7 @@ def test_what_lies_beyond_a_picture_does_not_matter(engine: Engine) -> None:
         np.testing.assert_array_equal(tensor, engine.run(other)[name])
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_a_graph_may_take_one_size_only(tmp_path: Path) -> None:
     model = trained(mask_rcnn_tiny(input_size=(64, 96)))
     engine = graph_of(model, tmp_path / "model.onnx")
@@ -159,7 +159,7 @@ def small(config: dict) -> MaskRCNN:
     return trained(MaskRCNN(spec, ("blob", "ring"), rule))
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize(
     "config", [published.detectron2_c4(2), published.detectron2_dc5(2), published.detectron2_deformable(2)]
 )
