@@ -60,7 +60,7 @@ WRITERS: dict[str, tuple[str, Writer]] = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("container", WRITERS)
 def test_a_full_size_checkpoint_loads_with_every_name_shape_and_number(container: str, tmp_path: Path) -> None:
     listed, write = WRITERS[container]
@@ -84,7 +84,7 @@ def test_every_full_size_key_list_is_read_from_a_small_file(tmp_path: Path) -> N
         assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in wanted.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 @pytest.mark.parametrize("listed", BUILDERS)
 def test_a_full_size_checkpoint_fills_its_model_with_nothing_left_over(listed: str, tmp_path: Path) -> None:
     state = honest.shown(shared(f"{LISTS}/{listed}.json"))
