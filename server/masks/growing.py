@@ -25,10 +25,19 @@ PIXELS_AT_ONCE = 30_000  # two float32 of each are 240 kB
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Where the centres of pixels lie along one axis, from the first to the last. Both (pixels,)."""
+    """Where the centres of pixels lie along one axis, from the first to the last. All (pixels,)."""
 
     below: NDArray[np.intp]  # the cell whose centre is the last that does not lie beyond the pixel's
-    share: Floats  # of the next cell in its value
+    after: NDArray[np.intp]  # the next cell
+    rest: Floats  # of the cell below in the pixel's value
+    share: Floats  # of the next one
+
+    @staticmethod
+    def at(below: NDArray[np.intp], share: Floats) -> Steps:
+        return Steps(below, below + 1, 1 - share, share)
+
+    def __getitem__(self, part: slice) -> Steps:
+        return Steps(self.below[part], self.after[part], self.rest[part], self.share[part])
 
 
 def between(places: NDArray[np.floating], low: int, high: int) -> tuple[int, int]:
@@ -54,20 +63,27 @@ def grow(cells: Floats, rows: Steps, columns: Steps, level: float, above: np.ufu
     Returns:
         (H, W), as many as `rows` and `columns` have.
     """
-    wide = cells.take(columns.below, axis=1)  # (h, W)
-    wide *= 1 - columns.share
-    after = cells.take(columns.below + 1, axis=1)
-    after *= columns.share
-    wide += after
-    bits = np.empty((len(rows.below), len(columns.below)), np.bool_)
-    shares, rest = rows.share[:, None], 1 - rows.share[:, None]
-    step = max(1, PIXELS_AT_ONCE // max(1, len(columns.below)))
-    for start in range(0, len(bits), step):
+    wide = _blend(cells.take(columns.below, 1), cells.take(columns.after, 1), columns.rest, columns.share)  # (h, W)
+    height, width = len(rows.below), len(columns.below)
+    if height * width <= PIXELS_AT_ONCE:
+        bits: NDArray[np.bool_] = above(_down(wide, rows), level)
+        return bits
+    bits = np.empty((height, width), np.bool_)
+    step = max(1, PIXELS_AT_ONCE // width)
+    for start in range(0, height, step):
         part = slice(start, start + step)
-        grown = wide.take(rows.below[part], axis=0)
-        grown *= rest[part]
-        after = wide[1:].take(rows.below[part], axis=0)
-        after *= shares[part]
-        grown += after
-        above(grown, level, out=bits[part])
+        above(_down(wide, rows[part]), level, out=bits[part])
     return bits
+
+
+def _down(wide: Floats, rows: Steps) -> Floats:
+    """(h, W) grown to (H, W)."""
+    return _blend(wide.take(rows.below, 0), wide.take(rows.after, 0), rows.rest[:, None], rows.share[:, None])
+
+
+def _blend(one: Floats, other: Floats, rest: Floats, share: Floats) -> Floats:
+    """Written over `one`."""
+    one *= rest
+    other *= share
+    one += other
+    return one

@@ -27,13 +27,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from server.geometry import Frame
 from server.masks.base import Masks, Outputs
-from server.masks.growing import Floats, Steps, between, grow
+from server.masks.growing import Floats, Steps, grow
 from server.segments import Patch, Segment
 
 Bounds = tuple[int, int, int, int]  # y1, x1, y2, x2; the last two are exclusive
@@ -118,57 +119,60 @@ class PrototypeMasks(Masks):
         a cell above the threshold.
         """
         y1, x1, y2, x2 = cells
+        values = logits[y1:y2, x1:x2]
         if self.interpolate == "logits":
             level = 0.0
-            values = logits[y1:y2, x1:x2] - np.float32(np.log(self.threshold / (1 - self.threshold)))
+            values = values - np.float32(np.log(self.threshold / (1 - self.threshold)))
         else:
             level = self.threshold
-            values = 1 / (1 + np.exp(-np.maximum(logits[y1:y2, x1:x2], LOWEST)))
-        above = values > level
-        rows, columns = np.flatnonzero(above.any(axis=1)), np.flatnonzero(above.any(axis=0))
-        if not rows.size:
+            values = _sigmoid(values)
+        column, row, width, height = cv2.boundingRect((values > level).view(np.uint8))  # zeros when there are none
+        if not width:
             return Patch(pixels[0], pixels[1], np.zeros((0, 0), np.bool_))
         vertical, horizontal = growth
-        py1, py2 = vertical.between(y1 + int(rows[0]) - 1, y1 + int(rows[-1]) + 1, pixels[0], pixels[2])
-        px1, px2 = horizontal.between(x1 + int(columns[0]) - 1, x1 + int(columns[-1]) + 1, pixels[1], pixels[3])
+        py1, py2 = vertical.between(y1 + row - 1, y1 + row + height, pixels[0], pixels[2])
+        px1, px2 = horizontal.between(x1 + column - 1, x1 + column + width, pixels[1], pixels[3])
         framed = _frame(values, cells, logits.shape)
-        down, along = vertical.steps(py1, py2, y1 - 1), horizontal.steps(px1, px2, x1 - 1)
-        return Patch(py1, px1, grow(framed, down, along, level))
+        return Patch(py1, px1, grow(framed, vertical.steps[py1:py2], horizontal.steps[px1:px2], level))
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    values: Floats = np.maximum(logits, LOWEST)
+    np.negative(values, out=values)
+    np.exp(values, out=values)
+    values += 1
+    return np.divide(1, values, out=values)
 
 
 def _frame(values: Floats, cells: Bounds, grid: tuple[int, ...]) -> Floats:
-    """(h + 2, w + 2): what the crop left, between zeros; at the edge of the grid, between itself."""
-    height, width = values.shape
-    framed = np.zeros((height + 2, width + 2), np.float32)
-    framed[1:-1, 1:-1] = values
-    if cells[0] == 0:
+    """The grid in a frame of one cell, (h + 2, w + 2): zero but for what the crop left; at an edge of the grid, that
+    again."""
+    y1, x1, y2, x2 = cells
+    framed = np.zeros((grid[0] + 2, grid[1] + 2), np.float32)
+    framed[y1 + 1 : y2 + 1, x1 + 1 : x2 + 1] = values
+    if y1 == 0:
         framed[0] = framed[1]
-    if cells[2] == grid[0]:
+    if y2 == grid[0]:
         framed[-1] = framed[-2]
-    if cells[1] == 0:
+    if x1 == 0:
         framed[:, 0] = framed[:, 1]
-    if cells[3] == grid[1]:
+    if x2 == grid[1]:
         framed[:, -1] = framed[:, -2]
     return framed
 
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """Where the centre of every original pixel lies between two cells. All (pixels,)."""
+    """Where the centre of every original pixel lies between two cells of a framed grid."""
 
-    places: NDArray[np.float64]  # 0 is the first cell's centre
-    below: NDArray[np.intp]  # the last cell whose centre does not lie beyond it; -1 before the first
-    share: Floats  # of the next cell in its value
+    starts: list[int]  # the first pixel beyond each cell's centre, from the one before the first on
+    stops: list[int]  # the first that does not lie before it
+    steps: Steps  # of all pixels
 
     def between(self, low: int, high: int, first: int, stop: int) -> tuple[int, int]:
         """The pixels strictly between two cells' centres, of those from `first` up to `stop`."""
-        start, end = between(self.places, low, high)
-        start = min(max(start, first), stop)
-        return start, max(start, min(end, stop))
-
-    def steps(self, start: int, stop: int, first: int) -> Steps:
-        """Of some pixels, among cells counted from `first`."""
-        return Steps(self.below[start:stop] - first, self.share[start:stop])
+        start = min(max(self.starts[low + 1], first), stop)
+        return start, max(start, min(self.stops[high + 1], stop))
 
 
 _Growth = tuple[_Axis, _Axis]  # vertical, horizontal
@@ -176,17 +180,22 @@ _Growth = tuple[_Axis, _Axis]  # vertical, horizontal
 
 def _growth(grid: tuple[int, int], frame: Frame) -> _Growth:
     vertical, horizontal = (
-        _axis(pixels, scale * cells / input_side)
+        _axis(pixels, cells, scale * cells / input_side)
         for pixels, scale, cells, input_side in zip(frame.size, frame.scale, grid, frame.input_size, strict=True)
     )
     return vertical, horizontal
 
 
-def _axis(pixels: int, step: float) -> _Axis:
+def _axis(pixels: int, cells: int, step: float) -> _Axis:
     """
     Args:
         step: cells per pixel.
     """
     places = np.round((np.arange(pixels) + 0.5) * step - 0.5, 9)  # a cell has no share where only rounding gives it one
     below = np.floor(places).astype(np.intp)
-    return _Axis(places, below, (places - below).astype(np.float32))
+    centres = np.arange(-1, cells + 1)
+    return _Axis(
+        starts=places.searchsorted(centres, side="right").tolist(),
+        stops=places.searchsorted(centres, side="left").tolist(),
+        steps=Steps.at(below + 1, (places - below).astype(np.float32)),
+    )
