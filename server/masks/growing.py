@@ -1,4 +1,4 @@
-"""A small grid of values grown to pixels, and cut at a level: what masks that come from coarse cells share.
+"""A small grid of values grown to pixels, and cut at a level, rounding as PyTorch does.
 
 Growth is bilinear, from cell centre to cell centre. One row of two cells grown to eight pixels, in tenths, whose
 centres lie at -0.375, -0.125, ... 1.375 cells from the first centre:
@@ -7,8 +7,8 @@ centres lie at -0.375, -0.125, ... 1.375 cells from the first centre:
     pixels      8 8 7 6 4 3 2 2        > 5        # # # # . . . .
 
 It grows in width first, while it is small, and then row by row, some rows at a time: so the values stay in a core's
-cache, and the bits are all that is ever as large as the mask. Matrix products would do it as quickly, but BLAS spreads
-those of this size over all cores, which other pictures need.
+cache, and the bits are all that is ever as large as the mask. Products with tables of shares are quicker (`grid`), but
+round once less, and that turns pixels of masks which have been recorded.
 """
 
 from __future__ import annotations
@@ -25,19 +25,10 @@ PIXELS_AT_ONCE = 30_000  # two float32 of each are 240 kB
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Where the centres of pixels lie along one axis, from the first to the last. All (pixels,)."""
+    """Where the centres of pixels lie along one axis, from the first to the last. Both (pixels,)."""
 
     below: NDArray[np.intp]  # the cell whose centre is the last that does not lie beyond the pixel's
-    after: NDArray[np.intp]  # the next cell
-    rest: Floats  # of the cell below in the pixel's value
-    share: Floats  # of the next one
-
-    @staticmethod
-    def at(below: NDArray[np.intp], share: Floats) -> Steps:
-        return Steps(below, below + 1, 1 - share, share)
-
-    def __getitem__(self, part: slice) -> Steps:
-        return Steps(self.below[part], self.after[part], self.rest[part], self.share[part])
+    share: Floats  # of the next cell in its value
 
 
 def between(places: NDArray[np.floating], low: int, high: int) -> tuple[int, int]:
@@ -63,27 +54,20 @@ def grow(cells: Floats, rows: Steps, columns: Steps, level: float, above: np.ufu
     Returns:
         (H, W), as many as `rows` and `columns` have.
     """
-    wide = _blend(cells.take(columns.below, 1), cells.take(columns.after, 1), columns.rest, columns.share)  # (h, W)
-    height, width = len(rows.below), len(columns.below)
-    if height * width <= PIXELS_AT_ONCE:
-        bits: NDArray[np.bool_] = above(_down(wide, rows), level)
-        return bits
-    bits = np.empty((height, width), np.bool_)
-    step = max(1, PIXELS_AT_ONCE // width)
-    for start in range(0, height, step):
+    wide = cells.take(columns.below, axis=1)  # (h, W)
+    wide *= 1 - columns.share
+    after = cells.take(columns.below + 1, axis=1)
+    after *= columns.share
+    wide += after
+    bits = np.empty((len(rows.below), len(columns.below)), np.bool_)
+    shares, rest = rows.share[:, None], 1 - rows.share[:, None]
+    step = max(1, PIXELS_AT_ONCE // max(1, len(columns.below)))
+    for start in range(0, len(bits), step):
         part = slice(start, start + step)
-        above(_down(wide, rows[part]), level, out=bits[part])
+        grown = wide.take(rows.below[part], axis=0)
+        grown *= rest[part]
+        after = wide[1:].take(rows.below[part], axis=0)
+        after *= shares[part]
+        grown += after
+        above(grown, level, out=bits[part])
     return bits
-
-
-def _down(wide: Floats, rows: Steps) -> Floats:
-    """(h, W) grown to (H, W)."""
-    return _blend(wide.take(rows.below, 0), wide.take(rows.after, 0), rows.rest[:, None], rows.share[:, None])
-
-
-def _blend(one: Floats, other: Floats, rest: Floats, share: Floats) -> Floats:
-    """Written over `one`."""
-    one *= rest
-    other *= share
-    one += other
-    return one

@@ -24,20 +24,17 @@ neighbours.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from server.geometry import Frame
 from server.masks.base import Masks, Outputs
-from server.masks.growing import Floats, Steps, grow
+from server.masks.grid import Bounds, Grid
+from server.masks.growing import Floats
 from server.segments import Patch, Segment
-
-Bounds = tuple[int, int, int, int]  # y1, x1, y2, x2; the last two are exclusive
 
 CELLS_AT_ONCE = 1_000_000  # of weighted sums: a hundred masks of 64 x 64, 4 MB
 LOWEST = np.float32(-80.0)  # exp(80) is still a float32
@@ -73,22 +70,21 @@ class PrototypeMasks(Masks):
         if not kept.size:
             return
         grid = prototypes.shape[1:]
-        growth = _growth(grid, frame)
+        placed = Grid(grid, frame)
         input_boxes = outputs["boxes"][kept].astype(np.float64)
         boxes = frame.to_original(input_boxes).clip(0, [*frame.size[::-1], *frame.size[::-1]])
         kept_cells, kept_pixels = self._crops(input_boxes, grid, frame)
         step = max(1, CELLS_AT_ONCE // (grid[0] * grid[1]))
         for start in range(0, len(kept), step):
             part = kept[start : start + step]
-            # row by row of the grid, which keeps each product on one core: (n, K) @ (h, K, w) -> (h, n, w)
-            sums = outputs["coefficients"][part] @ prototypes.transpose(1, 0, 2)
-            for i, logits in enumerate(sums.transpose(1, 0, 2), start):
+            sums = outputs["coefficients"][part] @ prototypes.reshape(len(prototypes), -1)  # (n, h * w)
+            for i, logits in enumerate(sums.reshape(-1, *grid), start):
                 x1, y1, x2, y2 = boxes[i].tolist()
                 yield Segment(
                     label=int(outputs["labels"][kept[i]]),
                     score=float(scores[kept[i]]),
                     box=(x1, y1, x2, y2),
-                    patch=self._grow(logits, kept_cells[i], kept_pixels[i], growth),
+                    patch=self._cut(logits, kept_cells[i], kept_pixels[i], placed),
                 )
 
     def _crops(
@@ -112,28 +108,14 @@ class PrototypeMasks(Masks):
         high = np.ceil((boxes[:, :1:-1] + self.padding).clip(0, size))
         return [(y1, x1, y2, x2) for y1, x1, y2, x2 in np.hstack([low, high]).astype(int).tolist()]
 
-    def _grow(self, logits: Floats, cells: Bounds, pixels: Bounds, growth: _Growth) -> Patch:
-        """One mask from its (h, w) sums, in original pixels.
-
-        A grown value lies between those of the cells around it, so there is nothing to find farther than one cell from
-        a cell above the threshold.
-        """
+    def _cut(self, logits: Floats, cells: Bounds, pixels: Bounds, grid: Grid) -> Patch:
+        """One mask from its (h, w) sums, in original pixels."""
         y1, x1, y2, x2 = cells
-        values = logits[y1:y2, x1:x2]
+        inside = logits[y1:y2, x1:x2]
         if self.interpolate == "logits":
-            level = 0.0
-            values = values - np.float32(np.log(self.threshold / (1 - self.threshold)))
-        else:
-            level = self.threshold
-            values = _sigmoid(values)
-        column, row, width, height = cv2.boundingRect((values > level).view(np.uint8))  # zeros when there are none
-        if not width:
-            return Patch(pixels[0], pixels[1], np.zeros((0, 0), np.bool_))
-        vertical, horizontal = growth
-        py1, py2 = vertical.between(y1 + row - 1, y1 + row + height, pixels[0], pixels[2])
-        px1, px2 = horizontal.between(x1 + column - 1, x1 + column + width, pixels[1], pixels[3])
-        framed = _frame(values, cells, logits.shape)
-        return Patch(py1, px1, grow(framed, vertical.steps[py1:py2], horizontal.steps[px1:px2], level))
+            values = inside - np.float32(np.log(self.threshold / (1 - self.threshold)))
+            return grid.patch(values, cells, pixels, 0.0)
+        return grid.patch(_sigmoid(inside), cells, pixels, self.threshold)
 
 
 def _sigmoid(logits: Floats) -> Floats:
@@ -142,60 +124,3 @@ def _sigmoid(logits: Floats) -> Floats:
     np.exp(values, out=values)
     values += 1
     return np.divide(1, values, out=values)
-
-
-def _frame(values: Floats, cells: Bounds, grid: tuple[int, ...]) -> Floats:
-    """The grid in a frame of one cell, (h + 2, w + 2): zero but for what the crop left; at an edge of the grid, that
-    again."""
-    y1, x1, y2, x2 = cells
-    framed = np.zeros((grid[0] + 2, grid[1] + 2), np.float32)
-    framed[y1 + 1 : y2 + 1, x1 + 1 : x2 + 1] = values
-    if y1 == 0:
-        framed[0] = framed[1]
-    if y2 == grid[0]:
-        framed[-1] = framed[-2]
-    if x1 == 0:
-        framed[:, 0] = framed[:, 1]
-    if x2 == grid[1]:
-        framed[:, -1] = framed[:, -2]
-    return framed
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """Where the centre of every original pixel lies between two cells of a framed grid."""
-
-    starts: list[int]  # the first pixel beyond each cell's centre, from the one before the first on
-    stops: list[int]  # the first that does not lie before it
-    steps: Steps  # of all pixels
-
-    def between(self, low: int, high: int, first: int, stop: int) -> tuple[int, int]:
-        """The pixels strictly between two cells' centres, of those from `first` up to `stop`."""
-        start = min(max(self.starts[low + 1], first), stop)
-        return start, max(start, min(self.stops[high + 1], stop))
-
-
-_Growth = tuple[_Axis, _Axis]  # vertical, horizontal
-
-
-def _growth(grid: tuple[int, int], frame: Frame) -> _Growth:
-    vertical, horizontal = (
-        _axis(pixels, cells, scale * cells / input_side)
-        for pixels, scale, cells, input_side in zip(frame.size, frame.scale, grid, frame.input_size, strict=True)
-    )
-    return vertical, horizontal
-
-
-def _axis(pixels: int, cells: int, step: float) -> _Axis:
-    """
-    Args:
-        step: cells per pixel.
-    """
-    places = np.round((np.arange(pixels) + 0.5) * step - 0.5, 9)  # a cell has no share where only rounding gives it one
-    below = np.floor(places).astype(np.intp)
-    centres = np.arange(-1, cells + 1)
-    return _Axis(
-        starts=places.searchsorted(centres, side="right").tolist(),
-        stops=places.searchsorted(centres, side="left").tolist(),
-        steps=Steps.at(below + 1, (places - below).astype(np.float32)),
-    )

@@ -140,7 +140,7 @@ def _steps(axis: Places, span: list[int], ring: int) -> tuple[int, Steps]:
     start, stop = between(places, span[0] - 1 + ring, span[1] + 1 + ring)
     places = places[start:stop]
     below = np.floor(places)
-    return first + start, Steps.at(below.astype(np.intp) + (1 - ring), places - below)
+    return first + start, Steps(below.astype(np.intp) + (1 - ring), places - below)
 
 
 Corner = tuple[float, float]  # of a box along one axis, in the words of its rule

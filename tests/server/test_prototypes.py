@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from server.geometry import Frame
-from server.masks import PrototypeMasks, bind
+from server.masks import PrototypeMasks, bind, grid
 from server.segments import Segment
 from tests.shared_data import shared
 
@@ -156,6 +156,18 @@ def test_masks_of_many_rows_are_those_of_each_row_alone(seed: int, size: Size) -
     for row, bits in enumerate(together):
         alone = {name: tensor if name == "prototypes" else tensor[row : row + 1] for name, tensor in outputs.items()}
         assert same(next(decoded(COMMON, alone, frame)), bits)
+
+
+@pytest.mark.parametrize("masks", [COMMON, YOLO, YOLO_NATIVE])
+def test_a_mask_that_is_made_some_rows_at_a_time_is_the_same(
+    masks: PrototypeMasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, frame = random_outputs(5, (128, 160), (16, 20)), stretched((301, 203), (128, 160))
+    whole = list(decoded(masks, outputs, frame))
+    monkeypatch.setattr(grid, "PIXELS_AT_ONCE", 700)
+    parts = list(decoded(masks, outputs, frame))
+    assert sum(map(np.count_nonzero, whole)) > 5_000
+    assert all(same(part, mask) for part, mask in zip(parts, whole, strict=True))
 
 
 # Oracles: the rules of others, in their own libraries
