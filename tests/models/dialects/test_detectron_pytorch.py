@@ -240,11 +240,11 @@ def test_raw_tensors_proposals_detections_and_masks_are_the_recorded_ones(record
 def test_the_proposals_of_every_level_are_the_recorded_ones(recorded: Recorded, level: int) -> None:
     spec = spec_of(recorded.case).rpn
     alone = replace(spec.anchors, cells=spec.anchors.cells[level : level + 1], strides=spec.anchors.strides[level:][:1])
-    heads = [
-        tuple(torch.from_numpy(recorded.raw[f"RPN.rpn_{name}_fpn{level + 2}"]) for name in ("cls_logits", "bbox_pred"))
-    ]
+    logits, deltas = (
+        torch.from_numpy(recorded.raw[f"RPN.rpn_{name}_fpn{level + 2}"]) for name in ("cls_logits", "bbox_pred")
+    )
     boxes, logits = RPN(SLIM.pyramid, replace(spec, anchors=alone)).propose(
-        heads, (128, 192), torch.tensor([[128, 192]])
+        [(logits, deltas)], (128, 192), torch.tensor([[128, 192]])
     )
     used = logits[0] > UNUSED / 2
     wanted = recorded.raw[f"RPN.rpn_rois_fpn{level + 2}"][:, 1:]
@@ -277,7 +277,8 @@ def another_stride(spec: MaskRCNNSpec) -> MaskRCNNSpec:
 
 def another_eps(spec: MaskRCNNSpec) -> MaskRCNNSpec:
     assert spec.neck is not None
-    return replace(spec, neck=replace(spec.neck, norm=GroupNorm(4, eps=1e-4)))
+    assert isinstance(spec.neck.norm, GroupNorm)
+    return replace(spec, neck=replace(spec.neck, norm=replace(spec.neck.norm, eps=1e-4)))
 
 
 def smooth_anchors(spec: MaskRCNNSpec) -> MaskRCNNSpec:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models.blocks.mask_rcnn_spec import MaskRCNNSpec
+from models.blocks.mask_rcnn_spec import MaskRCNNSpec, NeckSpec
 from models.dialects import detectron_pytorch, published
 from models.mask_rcnn import builder
 from models.weights import rename
@@ -24,7 +24,7 @@ def narrow(config: Mapping[str, Any]) -> MaskRCNNSpec:
     return replace(
         spec,
         backbone=replace(spec.backbone, blocks=WIDTHS.blocks, stem_channels=4, middle=4, channels=16),
-        neck=replace(spec.neck, channels=8),
+        neck=NeckSpec(8),
         rpn=replace(spec.rpn, before_nms=40, after_nms=30, proposals=30),
         box_head=replace(spec.box_head, layers=(16, 16)),
         mask_head=replace(spec.mask_head, convs=(8,) * 4, width=8),
