@@ -36,9 +36,10 @@ examples:
   python -m export models.mask_rcnn:mask_rcnn_r50_fpn --weights mine.pth --classes names.txt --out bundles/mine/1
   python -m server --bundles bundles
 
-A checkpoint may come from torchvision, detectron2 (.pkl or .pth), mmdetection, maskrcnn-benchmark and its forks, or be
-safetensors; its own key names tell which. It is read without running any code that is in it. docs/export.md goes
-through it step by step, one code base after the other; docs/models.md says which builder is which model.
+A checkpoint may come from torchvision, detectron2 (.pkl or .pth), mmdetection, maskrcnn-benchmark and its forks,
+Detectron.pytorch, or be safetensors; its own key names tell which. It is read without running any code that is in it.
+docs/export.md goes through it step by step, one code base after the other; docs/models.md says which builder is which
+model.
 
 What is not given comes from the builder, and what a builder has no use for is refused.
 

@@ -3,9 +3,9 @@
     pictures -> Normalise -> ResNet -> FPN -> RPN -> proposals
     proposals -> PyramidPool -> box head -> detections -> PyramidPool -> mask head -> mask logits
 
-torchvision, detectron2, mmdetection and maskrcnn-benchmark built the same network and disagree about a dozen numbers: a
-`MaskRCNNSpec` holds them, and `models/dialects/` knows each code base's own. C4, where the last stage of the backbone
-is the head, and DC5, where it is dilated in place of a pyramid, are specs too.
+torchvision, detectron2, mmdetection, maskrcnn-benchmark and Detectron.pytorch built the same network and disagree about
+a dozen numbers: a `MaskRCNNSpec` holds them, and `models/dialects/` knows each code base's own. C4, where the last
+stage of the backbone is the head, and DC5, where it is dilated in place of a pyramid, are specs too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from models.blocks.resnet import ResNet, stage
 from models.blocks.roi_heads import Averaged, BoxPredictor, FullyConnected, MaskHead
 from models.blocks.rpn import RPN
 from models.blocks.top import UNUSED
-from models.dialects import coco, detectron2, maskrcnn_benchmark, mmdetection, published, torchvision
+from models.dialects import (
+    coco,
+    detectron2,
+    detectron_pytorch,
+    maskrcnn_benchmark,
+    mmdetection,
+    published,
+    torchvision,
+)
 from server.masks import RoiMasks
 from server.preprocess import AnyInput, FixedInput, ShortestEdgeInput
 
@@ -38,12 +46,15 @@ __all__ = [
     "mask_rcnn_r50_fpn",
     "mask_rcnn_r50_fpn_coco_v1",
     "mask_rcnn_r50_fpn_d2",
+    "mask_rcnn_r50_fpn_detectron_pytorch",
     "mask_rcnn_r50_fpn_mmdet",
     "mask_rcnn_r50_fpn_mrb",
     "mask_rcnn_r50_fpn_v2",
     "mask_rcnn_r101_fpn_d2",
+    "mask_rcnn_r101_fpn_detectron_pytorch",
     "mask_rcnn_tiny",
     "mask_rcnn_x101_fpn_d2",
+    "mask_rcnn_x101_fpn_detectron_pytorch",
 ]
 
 C5 = 3  # the backbone's last stage, counted from 0
@@ -275,6 +286,16 @@ mask_rcnn_r50_caffe_fpn_mmdet = builder(mmdetection.spec, published.mmdetection_
 mask_rcnn_r50_dcn_fpn_mmdet = builder(mmdetection.spec, published.mmdetection_deformable, mmdetection.INPUT)
 
 mask_rcnn_r50_fpn_mrb = builder(maskrcnn_benchmark.spec, published.maskrcnn_benchmark, maskrcnn_benchmark.INPUT)
+
+mask_rcnn_r50_fpn_detectron_pytorch = builder(
+    detectron_pytorch.spec, published.detectron_pytorch, detectron_pytorch.INPUT
+)
+mask_rcnn_r101_fpn_detectron_pytorch = builder(
+    detectron_pytorch.spec, published.detectron_pytorch_r101, detectron_pytorch.INPUT
+)
+mask_rcnn_x101_fpn_detectron_pytorch = builder(
+    detectron_pytorch.spec, published.detectron_pytorch_x101, detectron_pytorch.INPUT
+)
 
 # small enough to export in a test
 mask_rcnn_tiny = builder(

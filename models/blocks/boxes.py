@@ -59,6 +59,11 @@ def clip(boxes: Tensor, sizes: Tensor, extent: float = 0.0) -> Tensor:
     return torch.minimum(low, torch.cat([ends, ends], dim=-1))  # (..., 4)
 
 
+def round_up(sizes: Tensor, multiple: int) -> Tensor:
+    """(...) int pixels to the next multiple, not below."""
+    return sizes if multiple == 1 else (sizes + (multiple - 1)) // multiple * multiple
+
+
 def sides_reach(boxes: Tensor, shortest: float) -> Tensor:
     """(..., 4) to (...) bool: are x2 - x1 and y2 - y1 at least `shortest`?"""
     return ((boxes[..., 2:] - boxes[..., :2]) >= shortest).all(dim=-1)

@@ -71,7 +71,7 @@ class MaskRCNNSpec:
         shared_stage: the ResNet whose fourth stage both heads apply to what they pool (C4).
     """
 
-    dialect: Literal["torchvision", "detectron2", "mmdetection", "maskrcnn_benchmark"]
+    dialect: Literal["torchvision", "detectron2", "mmdetection", "maskrcnn_benchmark", "detectron_pytorch"]
     colours: ColourSpec
     multiple: int
     backbone: ResNetSpec

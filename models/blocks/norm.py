@@ -1,4 +1,5 @@
-"""What follows a convolution: batch norm with statistics that no longer move, or group norm.
+"""What follows a convolution: batch norm with statistics that no longer move, what is left of it where they were worked
+into its weights, or group norm.
 
 A model takes a `Norm`, a recipe that knows everything but the number of channels. Recipes are values: two equal ones
 compare equal, and they go into the frozen specs of the architectures.
@@ -55,6 +56,28 @@ class BatchNorm:
 
     def __call__(self, channels: int) -> nn.Module:
         return FrozenBatchNorm(channels, self.eps)
+
+
+class ChannelAffine(nn.Module):
+    """A factor and a summand for each channel: `AffineChannel` of Detectron, a batch norm whose mean and variance were
+    worked into its weight and bias before training. There is no epsilon to choose any more."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) to the same."""
+        return x * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """Batch norm without its statistics."""
+
+    def __call__(self, channels: int) -> nn.Module:
+        return ChannelAffine(channels)
 
 
 @dataclass(frozen=True, slots=True)

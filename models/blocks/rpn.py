@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.blocks.anchors import Cells, anchors_at
-from models.blocks.boxes import BoxCoder, clip, sides_reach, stretch
+from models.blocks.boxes import BoxCoder, clip, round_up, sides_reach, stretch
 from models.blocks.nms import nms_keep
 from models.blocks.top import UNUSED, best, pick
 
@@ -37,6 +37,7 @@ class RPNSpec:
     proposals: int  # of all levels together
     iou: float  # two boxes of a level that overlap more are one
     shortest_side: float  # pixels; a box with a shorter one is dropped
+    edge_multiple: int = 1  # proposals end where the picture does, its sides rounded up to multiples of this
 
 
 class RPNHead(nn.Module):
@@ -79,7 +80,8 @@ class RPN(nn.Module):
         Args:
             heads: what `forward` gave.
             input_size: (height, width) of the network's input, padding included: anchors cover it.
-            sizes: (B, 2) true (height, width) of each picture: proposals are cut off there.
+            sizes: (B, 2) int, true (height, width) of each picture: proposals are cut off there, or where it ends when
+                it is padded to `edge_multiple`.
 
         Returns:
             Boxes (B, P, 4) xyxy in input pixels and logits (B, P), best first; unused rows are all zero with the logit
@@ -88,7 +90,8 @@ class RPN(nn.Module):
         spec = self.spec
         found = [self._best(level, *head, input_size) for level, head in enumerate(heads)]
         anchors, moves, logits = (torch.stack(levels, dim=1) for levels in zip(*found, strict=True))  # (B, L, N, ...)
-        boxes = clip(spec.coder.decode(moves, anchors), sizes[:, None, None], spec.coder.extent)  # (B, L, N, 4)
+        ends = round_up(sizes, spec.edge_multiple)[:, None, None]  # (B, 1, 1, 2)
+        boxes = clip(spec.coder.decode(moves, anchors), ends, spec.coder.extent)  # (B, L, N, 4)
         logits = torch.where(sides_reach(boxes, spec.shortest_side), logits, UNUSED)
         kept = nms_keep(
             stretch(boxes, spec.coder.extent).flatten(0, 1), logits.flatten(0, 1), spec.iou, UNUSED / 2

@@ -269,3 +269,41 @@ def maskrcnn_benchmark(classes: int) -> dict[str, Any]:
             },
         }
     }
+
+
+def detectron_pytorch(classes: int) -> dict[str, Any]:
+    """configs/baselines/e2e_mask_rcnn_R-50-FPN_1x.yaml; what it leaves out is in `detectron_pytorch.DEFAULTS`."""
+    return {
+        "MODEL": {"CONV_BODY": "FPN.fpn_ResNet50_conv5_body", "NUM_CLASSES": classes + 1},
+        "FPN": {"FPN_ON": True, "MULTILEVEL_ROIS": True, "MULTILEVEL_RPN": True},
+        "RESNETS": {},
+        "FAST_RCNN": {
+            "ROI_BOX_HEAD": "fast_rcnn_heads.roi_2mlp_head",
+            "ROI_XFORM_METHOD": "RoIAlign",
+            "ROI_XFORM_RESOLUTION": 7,
+            "ROI_XFORM_SAMPLING_RATIO": 2,
+        },
+        "MRCNN": {
+            "ROI_MASK_HEAD": "mask_rcnn_heads.mask_rcnn_fcn_head_v1up4convs",
+            "RESOLUTION": 28,
+            "ROI_XFORM_METHOD": "RoIAlign",
+            "ROI_XFORM_RESOLUTION": 14,
+            "ROI_XFORM_SAMPLING_RATIO": 2,
+            "DILATION": 1,
+        },
+        "TEST": {"NMS": 0.5, "RPN_PRE_NMS_TOP_N": 1000, "RPN_POST_NMS_TOP_N": 1000},
+    }
+
+
+def detectron_pytorch_r101(classes: int) -> dict[str, Any]:
+    """configs/baselines/e2e_mask_rcnn_R-101-FPN_2x.yaml."""
+    config = detectron_pytorch(classes)
+    config["MODEL"]["CONV_BODY"] = "FPN.fpn_ResNet101_conv5_body"
+    return config
+
+
+def detectron_pytorch_x101(classes: int) -> dict[str, Any]:
+    """configs/baselines/e2e_mask_rcnn_X-101-32x8d-FPN_1x.yaml."""
+    config = detectron_pytorch_r101(classes)
+    config["RESNETS"] = {"NUM_GROUPS": 32, "WIDTH_PER_GROUP": 8, "STRIDE_1X1": False}
+    return config

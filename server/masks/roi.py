@@ -12,7 +12,8 @@ reaches from 2.6 to 7.4:
                                               corners lose their fractions, and the square with its ring goes over whole
                                               pixels, both corners' included; values are above the threshold
 
-mmdetection does as detectron2, maskrcnn-benchmark and its forks as torchvision: their "+ 1" is the last corner's pixel.
+mmdetection does as detectron2; Detectron.pytorch, maskrcnn-benchmark and its forks do as torchvision: their "+ 1" is
+the last corner's pixel.
 
     detectron2     `paste_masks_in_image` in
                    https://github.com/facebookresearch/detectron2/blob/main/detectron2/layers/mask_ops.py

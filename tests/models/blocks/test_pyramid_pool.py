@@ -7,9 +7,9 @@ import torch
 
 from models.blocks.pyramid_pool import LevelRule, PyramidPool
 from models.blocks.roi_align import roi_align
-from models.dialects import detectron2, maskrcnn_benchmark, mmdetection, torchvision
+from models.dialects import detectron2, detectron_pytorch, maskrcnn_benchmark, mmdetection, torchvision
 
-DIALECTS = (torchvision, detectron2, mmdetection, maskrcnn_benchmark)
+DIALECTS = (torchvision, detectron2, mmdetection, maskrcnn_benchmark, detectron_pytorch)
 
 
 def squares(*sides: float) -> torch.Tensor:
@@ -33,6 +33,7 @@ def test_dialects_disagree_just_below_the_border() -> None:
 def test_a_box_s_last_pixel_counts_where_corners_are_inside() -> None:
     box = squares(223.0)
     assert maskrcnn_benchmark.POOL.level(box, 4).item() == 2
+    assert detectron_pytorch.POOL.level(box, 4).item() == 2
     assert torchvision.POOL.level(box, 4).item() == 1
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.blocks.deform_conv import DeformConv2d
 from models.blocks.fpn import FPN
-from models.blocks.norm import BatchNorm, GroupNorm
+from models.blocks.norm import Affine, BatchNorm, GroupNorm
 from models.blocks.resnet import BLOCKS, BasicBlock, Bottleneck, Deformable, ResNet, ResNetSpec, stage
 from tests.models.blocks.exported import FREE, exported
 from tests.shared_data import shared
@@ -43,6 +43,7 @@ def _no_gradients() -> object:
         (replace(TINY, stride_in_1x1=True), [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]),
         (replace(TINY, groups=2, middle=8), [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]),
         (replace(TINY, deformable=Deformable((1, 3))), [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]),
+        (replace(TINY, norm=Affine()), [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]),
         (replace(TINY, norm=GroupNorm(groups=2)), [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 2, 3)]),
         (replace(TINY, out=(2,)), [(64, 4, 6)]),
         (DC5, [(16, 16, 24), (32, 8, 12), (64, 4, 6), (128, 4, 6)]),
@@ -98,6 +99,20 @@ def test_batch_norm_is_its_formula_and_eps_counts_where_the_variance_is_small() 
     bare.load_state_dict(tensors)
     assert torch.allclose(bare(x), (x - mean) / torch.sqrt(variance) * weight + bias, rtol=1e-4, atol=1e-3)
     assert not torch.allclose(bare(x), layer(x), rtol=1e-2)
+
+
+def test_a_batch_norm_worked_into_its_weights_is_the_same_and_has_no_statistics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 3, 3, generator=generator)
+    tensors = {name: torch.rand(4, generator=generator) + 0.5 for name in ("weight", "bias", "running_mean")}
+    tensors["running_var"] = torch.rand(4, generator=generator) + 0.1
+    whole, bare = BatchNorm(eps=0.0)(4), Affine()(4)
+    whole.load_state_dict(tensors)
+    factor = tensors["weight"] / torch.sqrt(tensors["running_var"])
+    bare.load_state_dict({"weight": factor, "bias": tensors["bias"] - tensors["running_mean"] * factor})
+    assert torch.allclose(bare(x), whole(x), rtol=1e-4, atol=1e-5)
+    assert torch.equal(bare.train()(x), bare.eval()(x))
+    assert {name.rpartition(".")[2] for name in built(replace(TINY, norm=Affine())).state_dict()} == {"weight", "bias"}
 
 
 def test_resnext_groups_make_the_kernels_thinner() -> None:

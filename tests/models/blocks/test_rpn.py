@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -56,6 +57,17 @@ def test_proposals_end_at_the_picture_and_anchors_do_not() -> None:
     boxes, logits = propose(SPEC, heads((0, 0, 3, 5, 5.0)), sizes=torch.tensor([[50, 82]]))
     assert boxes[0].tolist() == [72.0, 40.0, 82.0, 50.0]
     assert logits[0] == 5.0
+
+
+def test_proposals_may_end_with_the_padding() -> None:
+    told = heads((0, 0, 3, 5, 5.0), (0, 0, 0, 0, 4.0))
+    spec = replace(SPEC, edge_multiple=32, coder=BoxCoder(extent=1.0), shortest_side=-math.inf)
+    boxes, _ = propose(spec, told, sizes=torch.tensor([[33, 65]]))
+    assert boxes[0].tolist() == [72.0, 40.0, 88.0, 56.0]  # the input goes on to 64 x 96, where this one is
+    boxes, _ = propose(spec, told, sizes=torch.tensor([[32, 64]]))
+    assert boxes[0].tolist() == [63.0, 31.0, 63.0, 31.0]
+    boxes, _ = propose(spec, heads((1, 0, 1, 1, 5.0)), sizes=torch.tensor([[50, 61]]))
+    assert boxes[0].tolist() == [0.0, 0.0, 63.0, 63.0]
 
 
 def test_a_proposal_outside_the_picture_is_none() -> None:
