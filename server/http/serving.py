@@ -28,37 +28,59 @@ from server.settings import Settings
 log = logging.getLogger("maskserve")
 
 
-def protocol_with_header_timeout(timeout_s: float, parts: Callable[[], bool]) -> type[HttpToolsProtocol]:
+HandsOn = Callable[[asyncio.Transport, bytes], bool]  # see `Door`
+
+
+def protocol_with_header_timeout(timeout_s: float, hands_on: HandsOn) -> type[HttpToolsProtocol]:
     """A protocol that gives headers `timeout_s` from the connection's start, or from the request's first byte.
 
     Args:
-        parts: whether a connection is to close with the answer to the request that just came.
+        hands_on: asked when a request comes.
     """
 
     class TimedHeaders(HttpToolsProtocol):
+        read = b""  # by another process, before the connection came here
+        _between = True  # all of the last request has come, and nothing of the next
         _in_headers = False
         _patience: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(Joined(transport, self.loop))
             self._wait_for_headers()
+            if self.read:
+                self.loop.call_soon(self._go_on)
 
         def data_received(self, data: bytes) -> None:
+            if self.read:
+                data, self.read = self.read + data, b""
+            elif self._between and self._answered() and data.startswith(b"POST ") and hands_on(self.transport, data):
+                return
             super().data_received(data)
             if self._in_headers and self._patience is None:  # mostly they have come whole, and need no timer
                 self._wait_for_headers()
+
+        def _go_on(self) -> None:
+            if self.read and not self.transport.is_closing():
+                self.data_received(b"")
+
+        def _answered(self) -> bool:
+            cycle: Any = self.cycle  # none before the first request
+            return cycle is None or bool(cycle.response_complete)
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._stop_waiting()
             self._in_headers = True
+            self._between = False
+
+        def on_message_complete(self) -> None:
+            self._between = True
+            super().on_message_complete()
 
         def on_headers_complete(self) -> None:
             self._in_headers = False
             self._stop_waiting()
             super().on_headers_complete()
-            if parts():
-                self.cycle.keep_alive = False  # uvicorn says so to the client
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._in_headers = False
@@ -86,15 +108,15 @@ def protocol_with_header_timeout(timeout_s: float, parts: Callable[[], bool]) ->
 
 
 class Door(Protocol):
-    """Lets connections in."""
+    """Lets connections in, and may let them go on."""
 
-    def start(self, protocol: Callable[[], asyncio.Protocol], connections: Callable[[], int]) -> None: ...
+    def start(self, protocol: Callable[[bytes], asyncio.Protocol], connections: Callable[[], int]) -> None: ...
 
     def tell(self) -> None:
         """Ten times a second."""
 
-    def parts(self) -> bool:
-        """Whether the connection whose request just came should come in again, by another door."""
+    def hands_on(self, transport: asyncio.Transport, read: bytes) -> bool:
+        """Whether a connection has gone to another process, with the request that just came on it."""
 
     def stop(self) -> None: ...
 
@@ -150,11 +172,13 @@ class Server(uvicorn.Server):
             self._door.stop()
         await super().shutdown(sockets)
 
-    def _protocol(self) -> asyncio.Protocol:
+    def _protocol(self, read: bytes) -> asyncio.Protocol:
         """For one connection, as uvicorn makes it."""
         kind: Any = self.config.http_protocol_class
-        made: asyncio.Protocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        return made
+        made = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made.read = read
+        protocol: asyncio.Protocol = made
+        return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -163,6 +187,10 @@ class Server(uvicorn.Server):
         log.info("%s: no new requests; finishing those inside", signal.Signals(sig).name)
         self._on_drain()
         self.should_exit = True
+
+
+def _stays(transport: asyncio.Transport, read: bytes) -> bool:
+    return False
 
 
 def run_server(app: Application, settings: Settings, door: Door | None = None) -> int:
@@ -179,7 +207,7 @@ def run_server(app: Application, settings: Settings, door: Door | None = None) -
         app,
         host=settings.host,
         port=settings.port,
-        http=protocol_with_header_timeout(settings.header_timeout_s, (lambda: False) if door is None else door.parts),
+        http=protocol_with_header_timeout(settings.header_timeout_s, _stays if door is None else door.hands_on),
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         ws="none",
         lifespan="on",

@@ -5,8 +5,7 @@ them; left alone, whoever wakes first takes everything that waits. Here a front 
 connection at a time, at once if nobody has fewer; otherwise it first gives those with fewer a moment, and then takes it
 all the same, so that a front that is stuck or dead holds nobody up.
 
-Connections that came while a front was missing would stay with the others for ever. So a front that has two more than
-another closes one with its next answer, now and then, until they are even: its client comes again.
+Later it may go on to another front (`handing`).
 """
 
 from __future__ import annotations
@@ -22,11 +21,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.processes.child import Child
+from server.processes.handing import Handing
+
 log = logging.getLogger("maskserve")
 
 MOMENT_S = 0.003  # that a front waits for one with fewer connections
 PAUSE_S = 0.2  # after an error, such as no more file descriptors
-PART_S = 0.02  # between two connections that are closed for evenness
 YIELD_S = 0.02  # that a front which is not prepared leaves to those that are, again and again
 
 
@@ -37,6 +38,7 @@ class Turns:
         sock: the listening socket that all fronts share.
         rows: of the board, one for every front.
         number: which row is ours.
+        handing: the way to the other fronts.
         prepared: whether requests can be answered; while not, connections are left to those that can.
     """
 
@@ -45,6 +47,7 @@ class Turns:
         sock: socket.socket,
         rows: NDArray[Any],
         number: int,
+        handing: Handing,
         prepared: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -53,14 +56,14 @@ class Turns:
         self.sock = sock
         self._rows = rows
         self._number = number
+        self._handing = handing
         self._tasks: set[asyncio.Task[Any]] = set()
         self._later: asyncio.TimerHandle | None = None
-        self._parted = 0.0
 
-    def start(self, protocol: Callable[[], asyncio.Protocol], connections: Callable[[], int]) -> None:
+    def start(self, protocol: Callable[[bytes], asyncio.Protocol], connections: Callable[[], int]) -> None:
         """
         Args:
-            protocol: makes one for a connection.
+            protocol: makes one for a connection, given what another front has read of it.
             connections: how many there are.
         """
         self._loop = asyncio.get_running_loop()
@@ -68,6 +71,7 @@ class Turns:
         self._connections = connections
         self.sock.setblocking(False)
         self._listen()
+        self._handing.start(self._enter)
 
     def stop(self) -> None:
         if self._later is not None:
@@ -75,6 +79,7 @@ class Turns:
             self._later = None
         self._loop.remove_reader(self.sock)
         self.sock.close()
+        self._handing.stop()
 
     def tell(self) -> None:
         """Write on the board how many there are, and that we live; connections also end, so tell now and then."""
@@ -82,15 +87,17 @@ class Turns:
         self._rows["prepared"][self._number] = self._prepared()
         self._rows["connections"][self._number] = self._count()
 
-    def parts(self) -> bool:
-        """Whether the connection whose request just came should end with its answer, since others have fewer."""
-        now = self._clock()
-        if now - self._parted < PART_S:
+    def hands_on(self, transport: asyncio.Transport, read: bytes) -> bool:
+        """Whether a connection has gone on to another front, with the request that just came on it.
+
+        Args:
+            read: of that request.
+        """
+        to = self._handing.chosen(self._count())
+        if to is None or not self._handing.give(to, transport.get_extra_info("socket").fileno(), read):
             return False
-        self._parted = now
-        self.tell()
-        others = self._prepared_others()
-        return bool(others.any()) and self._count() >= int(self._rows["connections"][others].min()) + 2
+        transport.abort()  # ours; the connection itself stays open, as there are two descriptors of it
+        return True
 
     def _count(self) -> int:
         return self._connections() + len(self._tasks)
@@ -131,12 +138,28 @@ class Turns:
             self._loop.remove_reader(self.sock)
             self._later = self._loop.call_later(PAUSE_S, self._listen)
             return
+        self._enter(accepted)
+
+    def _enter(self, accepted: socket.socket, read: bytes = b"") -> None:
         accepted.setblocking(False)
-        task = self._loop.create_task(self._connect(accepted))
+        task = self._loop.create_task(self._connect(accepted, read))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.tell()
 
-    async def _connect(self, accepted: socket.socket) -> None:
+    async def _connect(self, accepted: socket.socket, read: bytes) -> None:
         with contextlib.suppress(OSError):
-            await self._loop.connect_accepted_socket(self._protocol, accepted)
+            await self._loop.connect_accepted_socket(lambda: self._protocol(read), accepted)
+
+
+def turns_of(child: Child, width: int, prepared: Callable[[], bool] = lambda: True) -> Turns:
+    """
+    Args:
+        width: requests that the child works on at the same time.
+    """
+    spec, rows = child.spec, child.board.fronts
+    if spec.listen is None or spec.inbox is None:
+        raise RuntimeError("a front without a port. This is a bug in the supervisor.")
+    doors = [socket.socket(fileno=descriptor) for descriptor in spec.doors]
+    handing = Handing(socket.socket(fileno=spec.inbox), doors, rows, spec.number, width)
+    return Turns(socket.socket(fileno=spec.listen), rows, spec.number, handing, prepared)

@@ -47,6 +47,8 @@ class Spec:
     generation: int  # how many engine processes there have been, this one included
     control: int  # descriptors: the socket of the supervisor,
     listen: int | None  # that of the port,
+    inbox: int | None  # of connections that other fronts hand on,
+    doors: list[int]  # to the inboxes of all fronts,
     board: int  # the board,
     ledgers: list[int]  # and the metrics of the engine process and of all fronts
 

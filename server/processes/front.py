@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 
 from server.cores import codec_threads
 from server.errors import StartupError
@@ -11,7 +10,7 @@ from server.http.app import assemble
 from server.http.gate import Gate
 from server.http.serving import run_server
 from server.manifest import read_manifest
-from server.processes.accepting import Turns
+from server.processes.accepting import turns_of
 from server.processes.board import BoardCondition, Inside, SharedBucket
 from server.processes.child import Child, run
 from server.processes.client import Link, RemoteBatcher
@@ -23,8 +22,6 @@ log = logging.getLogger("maskserve")
 
 def work(child: Child) -> int:
     spec, settings, board = child.spec, child.settings, child.board
-    if spec.listen is None:
-        raise RuntimeError("a front without a port. This is a bug in the supervisor.")
     link = Link(board, child.control)
     workers = Workers(settings.threads or codec_threads(spec.fronts))
     for number, model in enumerate(child.repository.models):
@@ -44,8 +41,7 @@ def work(child: Child) -> int:
         workers,
         bucket=lambda number: SharedBucket(board, number),
     )
-    turns = Turns(socket.socket(fileno=spec.listen), board.fronts, spec.number)
-    return run_server(app, settings, turns)
+    return run_server(app, settings, turns_of(child, workers.width))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from server.processes.arena import shared_file
 from server.processes.board import Board, make_board
 from server.processes.child import Spec, process_names
 from server.processes.client import INTRODUCTION
+from server.processes.handing import make_inboxes
 from server.processes.ledger import Ledger, make_ledger
 from server.processes.outside import listening, waking
 from server.repository import Repository, find_models
@@ -131,6 +132,7 @@ class Supervisor:
         self._names = process_names(fronts, shared)
         self._fronts = [Process(name, row) for row, name in enumerate(self._names) if row >= 2]
         self._all = [self._engine, *self._fronts] if shared else self._fronts
+        self._inboxes = make_inboxes(fronts)
         self._ledgers = [make_ledger(process.name) for process in (self._engine, *self._fronts)]
         self._generation = 0
         board.processes["pid"][0] = os.getpid()
@@ -167,6 +169,8 @@ class Supervisor:
             self._generation += 1
             self._board.engine["generation"] = self._generation
         listen = None if is_engine else self._port.fileno()
+        inbox = None if is_engine else self._inboxes[process.row - 2][0].fileno()
+        doors = [] if is_engine else [door.fileno() for _, door in self._inboxes]
         spec = Spec(
             name=process.name,
             names=self._names,
@@ -180,10 +184,13 @@ class Supervisor:
             generation=self._generation,
             control=theirs.fileno(),
             listen=listen,
+            inbox=inbox,
+            doors=doors,
             board=self._board.descriptor,
             ledgers=self._ledgers,
         )
-        passed = [theirs.fileno(), self._board.descriptor, *self._ledgers, *([] if listen is None else [listen])]
+        passed = [theirs.fileno(), self._board.descriptor, *self._ledgers, *doors]
+        passed += [descriptor for descriptor in (listen, inbox) if descriptor is not None]
         process.popen = subprocess.Popen(
             [sys.executable, "-m", f"server.processes.{self._kind(process)}"],
             stdin=subprocess.PIPE,

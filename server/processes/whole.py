@@ -7,14 +7,13 @@ together, its run may use all cores. Started by the supervisor.
 from __future__ import annotations
 
 import importlib
-import socket
 
 from server.cores import share_of_cores, usable_cores
 from server.hosting import Hosting, Load
 from server.http.app import assemble
 from server.http.gate import Gate
 from server.http.serving import run_server
-from server.processes.accepting import Turns
+from server.processes.accepting import turns_of
 from server.processes.board import Inside, SharedBucket
 from server.processes.child import Child, run
 from server.workers import Workers
@@ -22,8 +21,6 @@ from server.workers import Workers
 
 def work(child: Child) -> int:
     spec, settings, board = child.spec, child.settings, child.board
-    if spec.listen is None:
-        raise RuntimeError("a server without a port. This is a bug in the supervisor.")
     module, name = spec.load.split(":")
     load: Load = getattr(importlib.import_module(module), name)
     cores = settings.threads or usable_cores()
@@ -51,7 +48,7 @@ def work(child: Child) -> int:
     def prepared() -> bool:
         return hosting.settled and not hosting.hung
 
-    return run_server(app, settings, Turns(socket.socket(fileno=spec.listen), board.fronts, spec.number, prepared))
+    return run_server(app, settings, turns_of(child, workers.width, prepared))
 
 
 if __name__ == "__main__":

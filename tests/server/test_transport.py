@@ -110,7 +110,7 @@ async def turns(count: int = 5) -> None:
 
 def connected(timeout_s: float = 10.0) -> tuple[Any, Remembering]:
     config = uvicorn.Config(echo, log_config=None, lifespan="off", server_header=False, date_header=False)
-    protocol: Any = protocol_with_header_timeout(timeout_s, lambda: False)(config, ServerState(), {})
+    protocol: Any = protocol_with_header_timeout(timeout_s, lambda transport, read: False)(config, ServerState(), {})
     transport = Remembering()
     protocol.connection_made(transport)
     return protocol, transport

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from tests.conftest import ROOT
@@ -42,9 +43,15 @@ leave(code)
 """
 
 
-def png(width: int = 60, height: int = 40, grey: int = 128) -> bytes:
+def png(width: int = 60, height: int = 40, grey: int = 128, noise: bool = False) -> bytes:
+    """One grey, or only its first pixel is."""
+    image = Image.new("RGB", (width, height), (grey, grey, grey))
+    if noise:
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        pixels[0, 0] = grey
+        image = Image.fromarray(pixels)
     file = io.BytesIO()
-    Image.new("RGB", (width, height), (grey, grey, grey)).save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from server.processes.accepting import PART_S, Turns
-from server.processes.board import PROCESS
-from tests.server.processes.behaving import HANG, KILL
+from server.processes.handing import EVEN_S
+from tests.server.processes.behaving import HANG, KILL, SLOW, SLOW_S
 from tests.server.processes.running import Load, Running, png, running, wait_until
 
 pytestmark = [
@@ -53,10 +51,10 @@ def spread(server: Running, connections: list[http.client.HTTPConnection], name:
 
 def become_even(server: Running, kept: list[http.client.HTTPConnection], name: str) -> None:
     for number in range(30):
-        if sorted(spread(server, kept, f"{name}-{number}").values()) == [4, 4]:
+        if sorted(spread(server, kept, f"{name}-{number}").values()) == [len(kept) // 2] * 2:
             return
-        time.sleep(PART_S)
-    pytest.fail("eight connections do not become even")
+        time.sleep(EVEN_S)
+    pytest.fail(f"{len(kept)} connections do not become even")
 
 
 def test_a_killed_server_takes_its_connections_with_it_and_the_others_stay_ready(
@@ -159,18 +157,33 @@ def test_only_a_lone_request_runs_on_all_cores(bundles: Path, tmp_path: Path, mo
     assert crowd.count("a") < 0.2 * len(crowd), "the first and the last are alone, and now and then one between"
 
 
-def test_who_has_two_more_than_another_that_is_prepared_parts_now_and_then() -> None:
-    rows = np.zeros(3, PROCESS)
-    rows["pid"], rows["prepared"], rows["connections"] = 1, 1, (0, 4, 3)
-    now = 10.0
-    turns = Turns(None, rows, 0, clock=lambda: now)  # type: ignore[arg-type]  # its port is not used here
-    turns._connections = lambda: 5
-    assert turns.parts()
-    assert not turns.parts(), "not twice in a moment"
-    now += 2 * PART_S
-    rows["prepared"][2] = 0  # it still loads
-    assert not turns.parts()
-    rows["prepared"][2] = 1
-    now += 2 * PART_S
-    rows["pid"][2] = 0  # it is dead
-    assert not turns.parts()
+def test_a_request_behind_a_slow_one_goes_on_to_an_idle_server_in_its_connection(bundles: Path, tmp_path: Path) -> None:
+    noise = png(700, 500, noise=True)  # a million bytes: most of them come after the connection has gone on
+    with running(bundles, tmp_path, 2, engines="each", threads=2) as server:
+        with connections(server, 4) as kept:
+            become_even(server, kept, "before")
+            homes = {}
+            for number, connection in enumerate(kept):
+                (homes[number],) = spread(server, [connection], f"home-{number}")
+            first, second = [number for number in homes if homes[number] == homes[0]]
+            kept[first].request("POST", "/v1/segment", png(grey=SLOW), {"X-Request-Id": "slow"})
+            time.sleep(0.1)
+            began = time.monotonic()
+            for body in (png(), noise, png()):
+                kept[second].request("POST", "/v1/segment", body, {"X-Request-Id": "quick"})
+                answer = kept[second].getresponse()
+                assert (answer.status, answer.headers.get("connection")) == (200, None)
+                answer.read()
+            assert time.monotonic() - began < SLOW_S - 0.1
+            assert kept[first].getresponse().read()
+            wait_until(lambda: server.log.read_text().count('"quick"') == 3)
+            who = [line["process"] for line in server.lines() if line.get("request_id") == "quick"]
+            assert set(who) == {"server-1", "server-2"} - {homes[0]}
+        assert server.metric("seg_requests_total", status="200") == server.log.read_text().count('"status":200')
+
+
+def test_a_server_keeps_what_nobody_else_could_do_sooner(bundles: Path, tmp_path: Path) -> None:
+    with running(bundles, tmp_path, 2, engines="each", threads=2) as server, connections(server, 2) as kept:
+        homes = [spread(server, [connection], f"home-{number}") for number, connection in enumerate(kept)]
+        for turn in range(20):
+            assert [spread(server, [kept[i]], f"turn-{turn}-{i}") for i in (0, 1)] == homes
