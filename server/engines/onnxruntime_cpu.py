@@ -20,7 +20,8 @@ class OnnxRuntimeCpu:
     """Two sessions on one file: in a crowd every run has one core, a lone run has them all.
 
     One session with a thread for every core would do both, but runs that share its threads take 5 to 20 % more of the
-    CPU each. Idle threads sleep instead of spinning, so that a server at rest costs nothing.
+    CPU each. The threads of a lone run spin until it ends, as waking them for each operator would cost a third of a small
+    network's time; between runs they sleep, so that a server at rest costs nothing.
 
     The arena keeps a run's memory for the next one, which makes runs a third faster, but it would keep what the largest
     picture ever took; so a run above `KEPT_PIXELS` gives its memory back.
@@ -59,7 +60,8 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # with the end of the run
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=[(PROVIDER, {"arena_extend_strategy": "kSameAsRequested"})]
