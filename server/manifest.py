@@ -3,6 +3,8 @@
     bundles/nuclei/1/
         manifest.json       this
         model.onnx          the graph
+        model.trt.onnx      optional: the graph without operators that TensorRT lacks
+        model.plan          optional: a TensorRT engine built from that
         golden/             a small input and what the graph makes of it
 
 A bundle is intact when every file it lists has the sha256 it states and no path leads outside the folder. A sha256 does
@@ -24,6 +26,8 @@ from server.masks import AnyMasks
 from server.preprocess import AnyInput
 
 MODEL_FILE = "model.onnx"
+TWIN_FILE = "model.trt.onnx"
+PLAN_FILE = "model.plan"
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden/sample.npz"
 
@@ -83,6 +87,40 @@ class Parity(_Strict):
     runs: list[ParityRun]
 
 
+class Twin(_Strict):
+    """`model.trt.onnx`, which answers like `model.onnx` and holds nothing that a stock TensorRT lacks."""
+
+    nms_rounds: int | None = Field(None, description="of cluster-NMS; none where nothing is suppressed")
+    parity: Parity
+
+
+class Profile(_Strict):
+    """One optimisation profile: which shapes an engine takes."""
+
+    smallest: dict[str, list[int]] = Field(description="per input")
+    best: dict[str, list[int]] = Field(description="what it was tuned for")
+    largest: dict[str, list[int]]
+
+
+class Passport(_Strict):
+    """Where `model.plan` was built and where it runs: TensorRT refuses an engine of another version or GPU."""
+
+    package: Literal["tensorrt", "tensorrt-rtx"]
+    package_version: str
+    platform: str = Field(description="as in linux-x86_64")
+    compute_capabilities: list[str] = Field(min_length=1, description="as in 8.6")
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    version_compatible: bool = Field(False, description="later versions of the same major may run it")
+    gpu: str | None = Field(None, description="that it was built on; none where it was built without one")
+    driver: str | None = None
+    precision: Literal["fp32", "fp16", "int8"]
+    layers: dict[str, int] = Field(description="of the built engine, by the narrowest type they compute with")
+    profiles: list[Profile] = Field(min_length=1)
+    twin_sha256: Sha256
+    plan_sha256: Sha256
+    build: dict[str, Any] = Field(description="builder options, seconds, bytes")
+
+
 class Manifest(_Strict):
     schema_version: Literal[1]
     name: Name
@@ -99,6 +137,8 @@ class Manifest(_Strict):
     provenance: dict[str, Any]
     parity: Parity
     accuracy: dict[str, Any] | None = None
+    twin: Twin | None = None
+    plan: Passport | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Manifest:
