@@ -115,6 +115,13 @@ class Passport(_Strict):
     driver: str | None = None
     precision: Literal["fp32", "fp16", "int8"]
     layers: dict[str, int] = Field(description="of the built engine, by the narrowest type they compute with")
+    layers_read_from: Literal["engine", "builder"] = Field(
+        "engine", description="the loaded engine, or what its builder listed at the end: without a GPU none can be loaded"
+    )
+    products_asked: dict[str, int] = Field({}, description="convolutions and matrix products of the twin, by type")
+    products: dict[str, int] = Field({}, description="the same in the built engine, of those that it names")
+    share: float | None = Field(None, ge=0, le=1, description="of these products, that have the passport's precision")
+    verified: str = Field("not run", description="the GPU that it ran on and answered like the twin, or 'not run'")
     profiles: list[Profile] = Field(min_length=1)
     twin_sha256: Sha256
     plan_sha256: Sha256
