@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,7 +117,8 @@ class Passport(_Strict):
     precision: Literal["fp32", "fp16", "int8"]
     layers: dict[str, int] = Field(description="of the built engine, by the narrowest type they compute with")
     layers_read_from: Literal["engine", "builder"] = Field(
-        "engine", description="the loaded engine, or what its builder listed at the end: without a GPU none can be loaded"
+        "engine",
+        description="the loaded engine, or what its builder listed at the end: without a GPU none can be loaded",
     )
     products_asked: dict[str, int] = Field({}, description="convolutions and matrix products of the twin, by type")
     products: dict[str, int] = Field({}, description="the same in the built engine, of those that it names")
@@ -167,8 +169,11 @@ class Bundle:
     manifest: Manifest
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_bundle(folder: Path, leave_out: Container[str] = ()) -> Bundle:
     """Read and verify a bundle; nothing in it is executed.
+
+    Args:
+        leave_out: files that whoever opens them verifies, or that nobody opens.
 
     Raises:
         BadManifest: `manifest.json` is missing, malformed, or lists a path outside the folder.
@@ -176,7 +181,8 @@ def read_bundle(folder: Path) -> Bundle:
     """
     manifest = read_manifest(folder)
     for name, promised in manifest.files.items():
-        _check_file(folder, name, promised)
+        if name not in leave_out:
+            _check_file(folder, name, promised)
     return Bundle(folder, manifest)
 
 

@@ -49,7 +49,7 @@ def work(child: Child) -> int:
     )
 
     def prepared() -> bool:
-        return hosting.settled and not hosting.hung
+        return hosting.settled and not hosting.broken
 
     return run_server(app, settings, Turns(socket.socket(fileno=spec.listen), board.fronts, spec.number, prepared))
 
