@@ -75,6 +75,7 @@ class ParityRun(_Strict):
     input_size: tuple[int, int]
     largest_error: dict[str, float] = Field(description="per output, absolute")
     rows: int = Field(0, description="that either side uses, all images together; 0 where there are no candidates")
+    distance: float | None = Field(None, description="of fp16 and int8 alone: server/distance.py")
     rows_without_partner: int = Field(
         0, description="of these, objects that only one side answers: a tie, or an overlap that hangs on the last bit"
     )
@@ -84,7 +85,10 @@ class ParityRun(_Strict):
 class Parity(_Strict):
     reference: str = Field(description="PyTorch; of an adopted graph, each image alone")
     engine: str
-    tolerance: float = Field(description="a share of each output's unit; server/agreement.py has those that are not 1")
+    tolerance: float = Field(
+        description="fp32: a share of each output's unit, server/agreement.py has those that are not 1; fp16 and int8: "
+        "a distance"
+    )
     runs: list[ParityRun]
 
 
@@ -93,6 +97,18 @@ class Twin(_Strict):
 
     nms_rounds: int | None = Field(None, description="of cluster-NMS; none where nothing is suppressed")
     parity: Parity
+
+
+class Lowered(_Strict):
+    """What became of a network whose precision was lowered, and what was measured on the way."""
+
+    pictures: int = Field(description="that it was calibrated or measured on")
+    scheme: str = Field(description="which numbers have fewer bits")
+    lowered: list[str] = Field(description="modules, or weights, that have fewer bits")
+    kept: dict[str, str] = Field(description="those that had to stay in fp32, and what was measured of them")
+    alone: dict[str, float] = Field(description="distance from fp32 with one of them alone lowered, where measured")
+    bound: float = Field(description="distance that was allowed for all together")
+    distance: float = Field(description="and what it came to")
 
 
 class Profile(_Strict):
@@ -146,6 +162,7 @@ class Manifest(_Strict):
     provenance: dict[str, Any]
     parity: Parity
     accuracy: dict[str, Any] | None = None
+    lowered: dict[str, Lowered] | None = Field(None, description="of fp16 and int8: by file, how")
     twin: Twin | None = None
     plan: Passport | None = None
 

@@ -15,7 +15,7 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.agreement import allowed, in_units, largest_errors
+from server.agreement import off
 from server.engines import Engine, Tensors
 from server.engines.choice import Candidate, Here, Wanted, candidates, here
 from server.errors import (
@@ -241,12 +241,11 @@ def prove_golden(bundle: Bundle, engine: Engine, precision: str | None = None) -
     inputs = {name: golden.pop(name) for name in ("images", "sizes")}
     for outputs in (engine.run(inputs), engine.run_alone(inputs)):
         bind({name: tensor[0] for name, tensor in outputs.items()}, manifest.masks.legend)
-        errors = largest_errors({name: outputs[name] for name in golden}, golden, manifest.masks.legend)
-        name, share = in_units(errors)
-        if not share <= tolerance:
+        value, words = off(outputs, golden, manifest.masks.legend, precision or manifest.precision)
+        if not value <= tolerance:
             raise GoldenMismatch(
-                f"{bundle.folder}: output '{name}' differs from the golden sample by {errors[name]:.2g}, "
-                f"allowed is {allowed(name, tolerance):.2g} on {kind}; run the export again on this machine"
+                f"{bundle.folder}: the answer differs from the golden sample: {words}; the tolerance on {kind} is "
+                f"{tolerance:g}; run the export again on this machine"
             )
     return inputs
 
