@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from export.bundle import Precision
 from export.errors import ExportError
+from export.graph import write_graph
 from export.precision import accuracy, half, sensitivity
 from export.precision.layers import layers_of
 from export.precision.pictures import drawn, list_pictures, placed, spread
@@ -29,7 +33,7 @@ from export.source import Exportable
 from server.cores import usable_cores
 from server.distance import distance
 from server.engines import Engine, Tensors, load_engine
-from server.manifest import Lowered
+from server.manifest import MODEL_FILE, Lowered
 
 PROBES = 3  # calibration pictures that single modules and layers are tried on
 
@@ -116,10 +120,13 @@ class Lowering:
             with progress.step(f"quantising {path.name} with {len(self.asked.pictures)} pictures"):
                 self.records[path.name] = _to_int8(path, scheme, self.asked.pictures, self.original)
 
-    def note(self, name: str) -> None:
-        """Another file that was written from the same fp16 network."""
-        if self.asked.precision == "fp16":
-            self.records[name] = next(iter(self.records.values()))
+    def applied(self, model: Exportable, name: str) -> Exportable:
+        """Where fp16 was asked for, another form of the network with the same parts in it, for the file `name`."""
+        if self.asked.precision != "fp16":
+            return model
+        record = next(iter(self.records.values()))
+        self.records[name] = record
+        return half.to_half(model, record.lowered)
 
 
 def lower(asked: Asked, model: Exportable, name: str, progress: Progress) -> Lowering:
@@ -147,20 +154,39 @@ def lower(asked: Asked, model: Exportable, name: str, progress: Progress) -> Low
     return Lowering(asked, found.model, model, {name: record})
 
 
-def rebuilt(model: Exportable, records: dict[str, Lowered] | None, precision: str) -> Exportable:
-    """The network as a bundle's manifest says it was written."""
-    if precision != "fp16" or not records:
-        return model
-    return half.to_half(model, next(iter(records.values())).lowered)
+def check_first(asked: Asked, classes: Sequence[str]) -> None:
+    """Read the annotations once before the long work begins.
+
+    Raises:
+        ExportError: they do not fit.
+    """
+    if asked.check is not None:
+        accuracy.read_annotations(*asked.check, classes)
+
+
+def in_fp32(lowering: Lowering, path: Path) -> bytes | None:
+    """The graph at `path` as it is in fp32, where AP is to be compared with it."""
+    if lowering.asked.check is None or lowering.asked.precision == "fp32":
+        return None
+    if lowering.asked.precision == "int8":
+        return path.read_bytes()  # not quantised yet
+    with tempfile.TemporaryDirectory() as folder:
+        write_graph(lowering.original, Path(folder) / path.name)
+        return (Path(folder) / path.name).read_bytes()
 
 
 def check(
-    asked: Asked, lowering: Lowering, classes: tuple[str, ...], engine: Engine, fp32: Path, progress: Progress
+    asked: Asked,
+    lowering: Lowering,
+    classes: Sequence[str],
+    engine: Engine,
+    fp32: bytes | None,
+    progress: Progress,
 ) -> dict[str, Any] | None:
     """AP in fp32 and of the engine, for the manifest; None where nobody asked.
 
     Args:
-        fp32: the graph before its precision was lowered.
+        fp32: of `in_fp32`.
 
     Raises:
         ExportError: the annotations do not fit, or AP fell too far.
@@ -174,12 +200,9 @@ def check(
         served = accuracy.Served(lowering.original.input, lowering.original.masks, classes)
         after = accuracy.measure(served, engine, annotated, asked.precision)
         before = after
-        if asked.precision != "fp32":
-            reference = load_engine(fp32, usable_cores())
-            try:
+        if fp32 is not None:
+            with _engine_on(fp32) as reference:
                 before = accuracy.measure(served, reference, annotated, "fp32")
-            finally:
-                reference.close()
         return accuracy.judged(asked.precision, before, after, annotated, asked.accept_loss, time.monotonic() - began)
 
 
@@ -224,6 +247,18 @@ def _to_int8(path: Path, scheme: Scheme, pictures: list[Path], model: Exportable
         bound=sensitivity.BOUND,
         distance=apart,
     )
+
+
+@contextmanager
+def _engine_on(graph: bytes) -> Iterator[Engine]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL_FILE
+        path.write_bytes(graph)
+        engine = load_engine(path, usable_cores())
+        try:
+            yield engine
+        finally:
+            engine.close()
 
 
 def _tell(text: str) -> None:
