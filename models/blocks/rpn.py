@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.blocks.anchors import Cells, anchors_at
 from models.blocks.boxes import BoxCoder, clip, sides_reach, stretch
-from models.blocks.nms import nms_keep
+from models.blocks.nms import Nms, nms_keep
 from models.blocks.top import UNUSED, best, pick
 
 
@@ -37,6 +37,7 @@ class RPNSpec:
     proposals: int  # of all levels together
     iou: float  # two boxes of a level that overlap more are one
     shortest_side: float  # pixels; a box with a shorter one is dropped
+    nms: Nms = nms_keep  # or `ClusterNMS`; boxes come best first
 
 
 class RPNHead(nn.Module):
@@ -90,7 +91,7 @@ class RPN(nn.Module):
         anchors, moves, logits = (torch.stack(levels, dim=1) for levels in zip(*found, strict=True))  # (B, L, N, ...)
         boxes = clip(spec.coder.decode(moves, anchors), sizes[:, None, None], spec.coder.extent)  # (B, L, N, 4)
         logits = torch.where(sides_reach(boxes, spec.shortest_side), logits, UNUSED)
-        kept = nms_keep(
+        kept = spec.nms(
             stretch(boxes, spec.coder.extent).flatten(0, 1), logits.flatten(0, 1), spec.iou, UNUSED / 2
         ).reshape(logits.shape)  # (B, L, N)
         logits, indices = torch.where(kept > 0, logits, UNUSED).topk(min(spec.after_nms, spec.before_nms))
