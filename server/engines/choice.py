@@ -21,6 +21,7 @@ from typing import Any, Literal
 from server.engines import Engine
 from server.engines.device import Device, open_device
 from server.engines.passport import Machine, largest_batch, misfit, platform_here, read_plan
+from server.engines.provider import CUDA, Provider
 from server.errors import DeviceFull, NoEngine
 from server.manifest import MODEL_FILE, Bundle
 from server.preprocess import FixedInput
@@ -74,12 +75,14 @@ class Here:
         device: the GPU.
         no_device: why there is none.
         bindings: the Python module of `tensorrt` or `tensorrt-rtx`, None where it is not installed.
+        provider: of ONNX Runtime, that runs on `device`.
     """
 
     device: Device | None
     no_device: str = ""
     platform: str = platform_here()
     bindings: Callable[[str], Any] = lambda package: None
+    provider: Provider = CUDA
 
 
 @functools.cache
@@ -103,7 +106,7 @@ def check_start(engine: EngineName, machine: Callable[[], Here] = here) -> None:
     if engine == "cuda":
         from server.engines.onnxruntime_cuda import check_provider
 
-        check_provider()
+        check_provider(found.provider)
     elif all(found.bindings(package) is None for package in MODULES):
         raise NoEngine("--engine tensorrt: neither tensorrt nor tensorrt-rtx is installed here; see docs/tensorrt.md")
     _device(found)
@@ -138,10 +141,11 @@ def _open_cpu(bundle: Bundle, wanted: Wanted) -> Opened:
 def _open_cuda(bundle: Bundle, wanted: Wanted, machine: Here) -> Opened:
     from server.engines.onnxruntime_cuda import Largest, OnnxRuntimeCuda, check_provider
 
-    check_provider()
+    check_provider(machine.provider)
     device, images = _device(machine), _max_batch(bundle, wanted)
     largest = Largest(max(images, 2), _most_pixels(bundle, wanted))
-    engine = _with_room(lambda: OnnxRuntimeCuda(bundle.folder / MODEL_FILE, device, largest, graphs=wanted.cuda_graphs))
+    path, provider, graphs = bundle.folder / MODEL_FILE, machine.provider, wanted.cuda_graphs
+    engine = _with_room(lambda: OnnxRuntimeCuda(path, device, largest, provider=provider, graphs=graphs))
     return Opened(engine, bundle.manifest.precision, images)
 
 

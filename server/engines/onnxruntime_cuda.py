@@ -18,7 +18,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from server.engines import Tensors
 from server.engines.device import Device
 from server.engines.lanes import Block, Lane, Lanes, Spec, lay_out
+from server.engines.provider import CUDA, Provider
 from server.errors import DeviceFault, DeviceFull, NoEngine, ShapeRefused, UnsupportedModelFile
 
 SLOTS = 2  # one copies while the other computes
@@ -37,26 +38,6 @@ DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)
 NO_GRAPH = "-1"  # run option gpu_graph_id: this run is neither recorded nor replayed
 FULL = re.compile(r"out of memory|failed to allocate memory|failure 2\b", re.IGNORECASE)
 FAULT = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS|CUFFT|CURAND)(?:_[A-Z]+)? (?:failure|error)\b:? ?(?:\d+)?", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class Where:
-    """Which of ONNX Runtime's providers runs the graph, and what it calls the memory that we bind."""
-
-    provider: str
-    memory: str
-    options: dict[str, str] = field(default_factory=dict)
-
-
-CUDA = Where(
-    "CUDAExecutionProvider",
-    "cuda",
-    {
-        "use_tf32": "0",
-        "arena_extend_strategy": "kSameAsRequested",
-        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all of them at every new shape, inside a request
-    },
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +62,7 @@ class OnnxRuntimeCuda:
     Args:
         path: the ONNX file.
         largest: bounds the memory that is taken now; a larger run is refused.
-        where: the provider.
+        provider: who runs the graph.
         graphs: shapes that each lane records as CUDA graphs, the first that come; 0 for none.
 
     Raises:
@@ -98,15 +79,15 @@ class OnnxRuntimeCuda:
         device: Device,
         largest: Largest,
         *,
-        where: Where = CUDA,
+        provider: Provider = CUDA,
         graphs: int = 0,
         slots: int = SLOTS,
     ) -> None:
         self.slots = slots
-        self._where = where
+        self._provider = provider
         self._largest = largest
         self._graphs = graphs
-        self._session = _open_session(path, where, graphs)
+        self._session = _open_session(path, provider, graphs)
         self._names = [value.name for value in self._session.get_inputs()]  # `sizes` is optional
         self._outputs: dict[str, np.dtype[Any]] = {}
         for value in self._session.get_outputs():
@@ -139,7 +120,7 @@ class OnnxRuntimeCuda:
             lane.synchronise()  # ONNX Runtime computes on a stream of its own, which does not wait for ours
             binding = self._session.io_binding()
             for name, tensor in fed.items():
-                binding.bind_input(name, self._where.memory, 0, tensor.dtype.type, tensor.shape, addresses[name])
+                binding.bind_input(name, self._provider.memory, 0, tensor.dtype.type, tensor.shape, addresses[name])
             with self._computing:
                 specs = self._shapes.get(fed["images"].shape)
                 if specs is None:
@@ -148,7 +129,7 @@ class OnnxRuntimeCuda:
                 offsets = block.places(specs)
                 where = {name: block.address + offset for name, offset in offsets.items()}
                 for name, (dtype, shape) in specs.items():
-                    binding.bind_output(name, self._where.memory, 0, dtype.type, shape, where[name])
+                    binding.bind_output(name, self._provider.memory, 0, dtype.type, shape, where[name])
                 self._compute(binding, number)
             return lane.fetch(specs, where, block)
 
@@ -162,7 +143,7 @@ class OnnxRuntimeCuda:
     def _run_to_learn(self, lane: _Lane, binding: Any, shape: tuple[int, ...]) -> Tensors:
         """The first run of a shape: ONNX Runtime places the outputs, and we see how large they are."""
         for name in self._outputs:
-            binding.bind_output(name, self._where.memory, 0)
+            binding.bind_output(name, self._provider.memory, 0)
         self._compute(binding, NO_GRAPH)
         values = dict(zip(self._outputs, binding.get_outputs(), strict=True))
         specs = {name: (dtype, tuple(values[name].shape())) for name, dtype in self._outputs.items()}
@@ -208,29 +189,29 @@ def told(error: Exception) -> Exception:
     return error
 
 
-def check_provider(provider: str = CUDA.provider) -> None:
+def check_provider(provider: Provider = CUDA) -> None:
     """
     Raises:
         NoEngine: this ONNX Runtime was built without it.
     """
-    if provider not in onnxruntime.get_available_providers():
+    if provider.name not in onnxruntime.get_available_providers():
         raise NoEngine(
-            f"the onnxruntime that is installed has no {provider}: install requirements/gpu.txt "
+            f"the onnxruntime that is installed has no {provider.name}: install requirements/gpu.txt "
             "(onnxruntime-gpu in place of onnxruntime; they are the same module)"
         )
 
 
-def _open_session(path: Path, where: Where, graphs: int) -> onnxruntime.InferenceSession:
-    check_provider(where.provider)
-    if where.memory == "cuda":
+def _open_session(path: Path, provider: Provider, graphs: int) -> onnxruntime.InferenceSession:
+    check_provider(provider)
+    if provider.memory == "cuda":
         onnxruntime.preload_dlls()  # of the packages nvidia-*, which the loader does not find by itself
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # of the CPU: it has shapes to reckon, no more
     options.log_severity_level = 3
-    given = where.options | ({"enable_cuda_graph": "1"} if graphs else {})
+    given = provider.options | ({"enable_cuda_graph": "1"} if graphs else {})
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=[(where.provider, given)], enable_fallback=0
+            str(path), options, providers=[(provider.name, given)], enable_fallback=0
         )
     except Exception as error:
         meaning = told(error)
@@ -238,9 +219,9 @@ def _open_session(path: Path, where: Where, graphs: int) -> onnxruntime.Inferenc
             raise meaning from error
         hint = "; try without --cuda-graphs" if graphs else ""
         raise UnsupportedModelFile(f"ONNX Runtime cannot open {path}: {error}{hint}") from None
-    if session.get_providers()[0] != where.provider:
+    if session.get_providers()[0] != provider.name:
         raise NoEngine(
-            f"wanted {where.provider}, ONNX Runtime gave {session.get_providers()[0]}: it cannot load CUDA's or "
+            f"wanted {provider.name}, ONNX Runtime gave {session.get_providers()[0]}: it cannot load CUDA's or "
             "cuDNN's libraries; install requirements/gpu.txt as it stands"
         )
     return session

@@ -16,13 +16,14 @@ from server.__main__ import main
 from server.cores import has_gpu
 from server.engines import Engine, choice, load_engine
 from server.engines.choice import EngineName, Here, Opened, Wanted, check_start, here
-from server.engines.onnxruntime_cuda import Largest, OnnxRuntimeCuda, Where
 from server.engines.passport import platform_here
+from server.engines.provider import Provider
 from server.errors import DeviceFault, DeviceFull, NoEngine
 from server.repository import load
 from tests.server.engines.memory import MemoryDevice
 
 PLAN = b"a plan"
+PASSES = Provider("CPUExecutionProvider", "cpu")  # for the one on the GPU
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -77,24 +78,19 @@ class Renamed:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Here:
     """A machine with a GPU of plain memory, on which ONNX Runtime's CPU provider passes for the other one."""
-    from server.engines import onnxruntime_cuda, tensorrt
-
-    def cuda(path: Path, device: MemoryDevice, largest: Largest, graphs: int) -> OnnxRuntimeCuda:
-        return OnnxRuntimeCuda(path, device, largest, where=Where("CPUExecutionProvider", "cpu"), graphs=graphs)
+    from server.engines import tensorrt
 
     def runner(trt: Any, plan: bytes, device: MemoryDevice, name: str) -> Engine:
         assert plan == PLAN
         return Renamed(load_engine(trt.path, 1), name)
 
-    monkeypatch.setattr(onnxruntime_cuda, "OnnxRuntimeCuda", cuda)
-    monkeypatch.setattr(onnxruntime_cuda, "check_provider", lambda provider="": None)
     monkeypatch.setattr(tensorrt, "TensorRT", runner)
-    return Here(MemoryDevice(), bindings=lambda package: None)
+    return Here(MemoryDevice(), provider=PASSES)
 
 
 def with_tensorrt(gpu: Here, bundle: Path) -> Here:
     trt = SimpleNamespace(__version__="11.4.0.106", path=bundle / "model.onnx")
-    return Here(gpu.device, bindings=lambda package: trt)
+    return Here(gpu.device, bindings=lambda package: trt, provider=PASSES)
 
 
 def served(bundle: Path, machine: Here, engine: EngineName = "auto", **more: Any) -> tuple[str, str, int | None]:
@@ -150,17 +146,17 @@ def test_what_is_asked_for_by_name_is_served_or_refused(bundle: Path, planned: P
     with pytest.raises(NoEngine, match=r"has no model\.plan; 'python -m export plan' builds one"):
         served(planned, with_tensorrt(gpu, planned), "tensorrt")
     with pytest.raises(NoEngine, match="no CUDA device: gone"):
-        served(bundle, Here(None, "no CUDA device: gone"), "cuda")
+        served(bundle, Here(None, "no CUDA device: gone", provider=PASSES), "cuda")
 
 
 def test_a_gpu_without_room_is_passed_over_and_one_that_fails_is_not(bundle: Path, gpu: Here) -> None:
-    name, note, _ = served(bundle, Here(MemoryDevice(room=1000)))
+    name, note, _ = served(bundle, Here(MemoryDevice(room=1000), provider=PASSES))
     assert name == "onnxruntime-cpu"
     assert "no memory left for this; lower --max-batch or --max-batch-megapixels, or serve fewer models" in note
     broken = MemoryDevice()
     broken.failing = "allocate"
     with pytest.raises(DeviceFault):
-        served(bundle, Here(broken))
+        served(bundle, Here(broken, provider=PASSES))
 
 
 def test_an_engine_that_has_no_room_left_to_run_is_passed_over(

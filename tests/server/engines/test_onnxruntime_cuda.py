@@ -12,11 +12,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from server.engines import Engine, load_engine
-from server.engines.onnxruntime_cuda import CUDA, KEPT_SHAPES, Largest, OnnxRuntimeCuda, Where, told
+from server.engines.onnxruntime_cuda import KEPT_SHAPES, Largest, OnnxRuntimeCuda, told
+from server.engines.provider import CUDA, Provider
 from server.errors import DeviceFault, DeviceFull, NoEngine, ShapeRefused, UnsupportedModelFile
 from tests.server.engines.memory import MemoryDevice
 
-HERE = Where("CPUExecutionProvider", "cpu")
+HERE = Provider("CPUExecutionProvider", "cpu")
 LARGEST = Largest(images=4, pixels=4 * 64 * 64)
 
 
@@ -64,7 +65,7 @@ def check(outputs: dict[str, np.ndarray], inputs: dict[str, np.ndarray]) -> None
 
 def test_answers_are_right_stay_right_and_are_learned_once_for_each_shape(graph: Path) -> None:
     device = MemoryDevice()
-    engine = OnnxRuntimeCuda(graph, device, LARGEST, where=HERE)
+    engine = OnnxRuntimeCuda(graph, device, LARGEST, provider=HERE)
     shapes = [(1, 8, 8), (4, 64, 64), (1, 8, 8), (2, 5, 31), (4, 64, 64), (1, 1, 1)] * 2
     asked = [pictures(*shape, seed=number) for number, shape in enumerate(shapes)]
     answers = [engine.run(inputs) for inputs in asked]
@@ -80,14 +81,14 @@ def test_answers_are_right_stay_right_and_are_learned_once_for_each_shape(graph:
 
 
 def test_the_shapes_it_remembers_are_bounded(graph: Path) -> None:
-    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, where=HERE)
+    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=HERE)
     for width in range(1, KEPT_SHAPES + 10):
         check(engine.run(pictures(1, 2, width)), pictures(1, 2, width))
     assert len(engine._shapes) == KEPT_SHAPES
 
 
 def test_runs_of_several_threads_do_not_mix(graph: Path) -> None:
-    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, where=HERE)
+    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=HERE)
     barrier = threading.Barrier(2, timeout=10)
 
     def ask(seed: int) -> None:
@@ -103,7 +104,7 @@ def test_runs_of_several_threads_do_not_mix(graph: Path) -> None:
 def test_a_recorded_shape_keeps_its_memory_and_others_share_theirs(graph: Path) -> None:
     """What a CUDA graph needs of us: the same addresses at every run of its shape. Recording itself needs a GPU."""
     device = MemoryDevice()
-    engine = OnnxRuntimeCuda(graph, device, LARGEST, where=HERE, graphs=2, slots=1)
+    engine = OnnxRuntimeCuda(graph, device, LARGEST, provider=HERE, graphs=2, slots=1)
     lane = engine._lanes._all[0]
     for _ in range(2):
         for seed, shape in enumerate([(1, 8, 8), (2, 8, 8), (1, 8, 9), (4, 64, 64)]):
@@ -122,7 +123,7 @@ def test_a_larger_run_than_it_was_opened_for_is_refused_before_the_device_sees_i
     graph: Path, shape: tuple[int, int, int]
 ) -> None:
     device = MemoryDevice()
-    engine = OnnxRuntimeCuda(graph, device, LARGEST, where=HERE)
+    engine = OnnxRuntimeCuda(graph, device, LARGEST, provider=HERE)
     before = dict(device.calls)
     with pytest.raises(ShapeRefused, match="more than the 4 images and 16384 pixels"):
         engine.run(pictures(*shape))
@@ -133,7 +134,7 @@ def test_the_nuclei_model_answers_as_on_the_cpu(root: Path) -> None:
     path = root / "bundles/nuclei/1/model.onnx"
     plain: Engine = load_engine(path, 1)
     device = MemoryDevice()
-    engine = OnnxRuntimeCuda(path, device, Largest(2, 2 * 96 * 96), where=HERE)
+    engine = OnnxRuntimeCuda(path, device, Largest(2, 2 * 96 * 96), provider=HERE)
     for seed in range(2):  # learned, then bound
         inputs = pictures(2, 80, 96, seed)
         wanted, found = plain.run(inputs), engine.run(inputs)
@@ -146,33 +147,33 @@ def test_the_nuclei_model_answers_as_on_the_cpu(root: Path) -> None:
 
 def test_without_the_provider_it_says_what_to_install(graph: Path) -> None:
     with pytest.raises(NoEngine, match=r"no CUDAExecutionProvider: install requirements/gpu\.txt"):
-        OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, where=CUDA)
+        OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=CUDA)
 
 
 def test_another_provider_than_the_wanted_one_is_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA.provider])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA.name])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with (
         pytest.warns(UserWarning, match="not in available provider names"),
         pytest.raises(NoEngine, match="wanted CUDAExecutionProvider, ONNX Runtime gave CPUExecutionProvider"),
     ):
-        OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, where=CUDA)
+        OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=CUDA)
 
 
 def test_a_file_that_is_no_graph_and_an_output_of_another_type_are_refused(graph: Path, tmp_path: Path) -> None:
     bad = tmp_path / "model.onnx"
     bad.write_bytes(b"no graph")
     with pytest.raises(UnsupportedModelFile, match="cannot open"):
-        OnnxRuntimeCuda(bad, MemoryDevice(), LARGEST, where=HERE)
+        OnnxRuntimeCuda(bad, MemoryDevice(), LARGEST, provider=HERE)
     model = onnx.load(graph)
     model.graph.node.append(helper.make_node("Cast", ["rows"], ["wide"], to=TensorProto.DOUBLE))
     model.graph.output.append(helper.make_tensor_value_info("wide", TensorProto.DOUBLE, ["B", "h"]))
     onnx.save(model, bad)
     with pytest.raises(UnsupportedModelFile, match=r"output 'wide' is tensor\(double\)"):
-        OnnxRuntimeCuda(bad, MemoryDevice(), LARGEST, where=HERE)
+        OnnxRuntimeCuda(bad, MemoryDevice(), LARGEST, provider=HERE)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +196,7 @@ def test_what_onnx_runtime_raises_is_told_apart(text: str, kind: type[Exception]
 
 
 def test_a_run_that_onnx_runtime_refuses_is_no_fault_of_the_device(graph: Path) -> None:
-    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, where=HERE)
+    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=HERE)
     with pytest.raises(Exception, match="invalid dimensions") as caught:
         engine.run({"images": np.zeros((1, 8, 8, 4), np.uint8)})
     assert not isinstance(caught.value, DeviceFault | DeviceFull)
@@ -204,7 +205,7 @@ def test_a_run_that_onnx_runtime_refuses_is_no_fault_of_the_device(graph: Path) 
 
 def test_a_device_that_fails_is_told_and_still_closes(graph: Path) -> None:
     device = MemoryDevice()
-    engine = OnnxRuntimeCuda(graph, device, LARGEST, where=HERE)
+    engine = OnnxRuntimeCuda(graph, device, LARGEST, provider=HERE)
     engine.run(pictures(1, 8, 8))
     device.failing = "synchronise"
     with pytest.raises(DeviceFault, match="cudaErrorIllegalAddress"):
@@ -215,5 +216,5 @@ def test_a_device_that_fails_is_told_and_still_closes(graph: Path) -> None:
 def test_a_device_without_room_says_so_and_keeps_nothing(graph: Path) -> None:
     device = MemoryDevice(room=60_000)
     with pytest.raises(DeviceFull):
-        OnnxRuntimeCuda(graph, device, LARGEST, where=HERE)
+        OnnxRuntimeCuda(graph, device, LARGEST, provider=HERE)
     assert device.empty
