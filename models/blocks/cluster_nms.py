@@ -15,6 +15,7 @@ within a tile cost rounds. That also bounds the memory: a tile is a matrix of (G
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,47 +65,55 @@ class ClusterNMS:
         Returns:
             (G, N) 1 or 0.
         """
-        count = boxes.shape[1]
         low = torch.minimum(boxes[..., :2], boxes[..., 2:])  # (G, N, 2)
         high = torch.maximum(boxes[..., :2], boxes[..., 2:])  # (G, N, 2)
-        kept = valid[:, :0]  # (G, 0)
-        for start in range(0, count, self.tile):
-            end = min(start + self.tile, count)
-            there = valid[:, start:end]  # (G, n)
+        planes = [*low.unbind(-1), *high.unbind(-1), (high - low).prod(dim=-1)]  # left, top, right, bottom, area
+        planes += [] if labels is None else [labels]  # (G, N) each
+        marks = valid.unsqueeze(1)  # (G, 1, N)
+        kept = marks[..., :0]
+        for start in range(0, boxes.shape[1], self.tile):
+            columns = [plane[:, start : start + self.tile].unsqueeze(1) for plane in planes]  # (G, 1, n)
+            there = marks[..., start : start + self.tile]  # (G, 1, n)
             if start:
-                over = _overlap(low, high, labels, (0, start), (start, end), iou)  # (G, start, n)
-                there = _untouched(kept, over, there)  # (G, n)
-            over = _overlap(low, high, labels, (start, end), (start, end), iou).triu(1)  # (G, n, n) better, worse
-            guess = before = there
+                over = _overlap([plane[:, :start].unsqueeze(2) for plane in planes], columns, iou)  # (G, start, n)
+                there = _untouched(kept, over, 0.5 * there)
+            over = _overlap([plane.transpose(1, 2) for plane in columns], columns, iou).triu(1)  # (G, n, n)
+            guess, before, half = there, there, 0.5 * there
             for _ in range(self.rounds):
-                before, guess = guess, _untouched(guess, over, there)
+                before, guess = guess, _untouched(guess, over, half)
             self.watch.unsettled((guess != before).sum())
-            kept = torch.cat([kept, guess], dim=1)  # (G, end)
-        return kept
+            kept = torch.cat([kept, guess], dim=2)  # (G, 1, end)
+        return kept.squeeze(1)
 
 
-def _untouched(better: Tensor, over: Tensor, there: Tensor) -> Tensor:
-    """(G, n) marks and (G, n, m) overlaps to (G, m): 1 for a box that is `there` and that no marked one overlaps.
+def _untouched(better: Tensor, over: Tensor, half: Tensor) -> Tensor:
+    """1 for a box that no marked one overlaps.
 
     Sums of ones are whole numbers, so no order of adding can matter.
+
+    Args:
+        better: (G, 1, n) 1 or 0.
+        over: (G, n, m) 1 where a box of the row overlaps one of the column.
+        half: (G, 1, m) a half for a box that there is, otherwise 0.
+
+    Returns:
+        (G, 1, m) 1 or 0.
     """
-    return (torch.bmm(better[:, None], over)[:, 0] < 0.5 * there).to(better.dtype)
+    return (torch.bmm(better, over) < half).to(better.dtype)
 
 
-def _overlap(
-    low: Tensor, high: Tensor, labels: Tensor | None, rows: tuple[int, int], columns: tuple[int, int], iou: float
-) -> Tensor:
-    """(G, n, m): 1 where the box of the row and the box of the column overlap by more than `iou`."""
-    first, second = slice(*rows), slice(*columns)
-    sides = []
-    for axis in (0, 1):
-        start = torch.maximum(low[:, first, None, axis], low[:, None, second, axis])  # (G, n, m)
-        end = torch.minimum(high[:, first, None, axis], high[:, None, second, axis])  # (G, n, m)
-        sides.append((end - start).clamp(min=0.0))
-    areas = (high - low).prod(dim=-1)  # (G, N)
-    shared = sides[0] * sides[1]  # (G, n, m)
-    union = areas[:, first, None] + areas[:, None, second] - shared  # (G, n, m)
-    over = (shared / union.clamp(min=POINT)) > iou
-    if labels is not None:
-        over = over & (labels[:, first, None] == labels[:, None, second])
-    return over.to(low.dtype)
+def _overlap(rows: Sequence[Tensor], columns: Sequence[Tensor], iou: float) -> Tensor:
+    """(G, n, m): 1 where two boxes overlap by more than `iou`, and have the same label where they have one.
+
+    Args:
+        rows: left, top, right, bottom, area and perhaps label of the boxes, (G, n, 1) each.
+        columns: the same of others, (G, 1, m) each.
+    """
+    width = torch.minimum(rows[2], columns[2]) - torch.maximum(rows[0], columns[0])  # (G, n, m)
+    height = torch.minimum(rows[3], columns[3]) - torch.maximum(rows[1], columns[1])
+    shared = width.clamp(min=0.0) * height.clamp(min=0.0)
+    union = rows[4] + columns[4] - shared
+    over = shared / union.clamp(min=POINT) > iou
+    for mine, yours in zip(rows[5:], columns[5:], strict=True):
+        over = over & (mine == yours)
+    return over.to(shared.dtype)
