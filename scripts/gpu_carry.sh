@@ -55,7 +55,7 @@ import re, sys
 # what httpx2 brings besides itself, as the lock tells
 text = open(sys.argv[1], encoding="utf-8").read()
 entries = re.split(r"\n(?=[a-z0-9])", text)
-print(*(entry.split("==")[0] for entry in entries if re.search(r"#\s+(via )?httpx2\b", entry) and "emscripten" not in entry))
+print(*(entry.split("==")[0] for entry in entries if re.search(r"#\s+(via )?httpx2\b", entry) and "== 'emscripten'" not in entry))
 PYTHON
 ); do
     grep -q "^$name==" "$wanted" || sed -n "s/^\($name==[^ ;\\]*\).*/\1/p" requirements/dev.txt >>"$wanted"
