@@ -190,6 +190,15 @@ def test_a_library_that_finds_no_device_is_passed_over_for_an_older_one(monkeypa
         open_device()
 
 
+def test_the_library_is_looked_for_in_packages_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "nvidia/cu13/lib/libcudart.so.13"
+    library.parent.mkdir(parents=True)
+    library.touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert str(library) in list(module._libraries())
+    assert list(module._libraries())[-1].endswith("libcudart.so.12")
+
+
 def test_the_real_library_has_every_function_and_says_that_there_is_no_device() -> None:
     """`libcudart` is an ordinary library, and answers without a driver; it is here where some package brought it."""
     for path in module._libraries():

@@ -213,6 +213,17 @@ def test_a_device_that_fails_is_told_and_still_closes(graph: Path) -> None:
     engine.close()
 
 
+def test_a_device_that_fails_while_the_graph_is_opened_is_told(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("CUDA failure 999: unknown error ; GPU=0 ; hostname=x")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    with pytest.raises(DeviceFault, match=r"^ONNX Runtime: CUDA failure 999$"):
+        OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=HERE)
+
+
 def test_a_device_without_room_says_so_and_keeps_nothing(graph: Path) -> None:
     device = MemoryDevice(room=60_000)
     with pytest.raises(DeviceFull):

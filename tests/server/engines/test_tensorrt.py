@@ -74,7 +74,7 @@ def test_a_batch_outside_all_profiles_is_refused_before_the_device_sees_it(shape
     with pytest.raises(ShapeRefused, match=r"images \d+x\d+x\d+x3: no profile .* images 1x8x8x3 to 2x16x16x3; "):
         engine.run(pictures(*shape))
     assert dict(device.calls) == before
-    check(engine.run(pictures(1, 8, 8)), pictures(1, 8, 8))
+    check(engine.run_alone(pictures(1, 8, 8)), pictures(1, 8, 8))
 
 
 def test_an_input_of_another_type_is_refused() -> None:
@@ -204,3 +204,9 @@ def test_the_real_bindings_take_what_the_runner_gives_them() -> None:
     assert "-> bool" in real.IExecutionContext.set_input_shape.__doc__
     assert "get_tensor_profile_shape(self" in real.ICudaEngine.get_tensor_profile_shape.__doc__
     assert runner.SLOTS == 2
+
+
+def test_the_real_runtime_is_made_and_says_no_to_what_is_no_plan() -> None:
+    real = pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(NoEngine, match=f"tensorrt-rtx {real.__version__} does not open model.plan"):
+        TensorRT(real, b"no plan", MemoryDevice(), "tensorrt-rtx")
