@@ -51,7 +51,7 @@ def boxes_of(batch: int, count: int, seed: int) -> Tensor:
 def test_every_dialects_pooling_needs_no_plugin(dialect, size: int) -> None:
     maps, boxes = maps_of(2, seed=size), boxes_of(2, 150, seed=1)
     native, twin = dialect.POOL, atlas_pool(dialect.POOL, SIZE)
-    assert torch.allclose(twin(maps, boxes, size), native(maps, boxes, size), atol=1e-4)
+    assert torch.allclose(twin(maps, boxes, size), native(maps, boxes, size), atol=2e-6)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -63,22 +63,23 @@ def test_every_setting_and_boxes_that_leave_the_picture(strides: tuple[int, ...]
     boxes = (boxes_of(1, 40, seed=3) + shift).flatten(0, 1)[None]
     native = PyramidPool(strides, ANY, sampling, aligned)
     twin = atlas_pool(native, SIZE)
-    assert torch.allclose(twin(maps, boxes, 5), native(maps, boxes, 5), atol=1e-4)
+    rounding = 2e-5 if strides == (16,) else 2e-6  # of bilinear lookups in a narrow map
+    assert torch.allclose(twin(maps, boxes, 5), native(maps, boxes, 5), atol=rounding)
 
 
 def test_the_lookups_hold_the_largest_need_of_any_box() -> None:
     """At every level, for boxes as wide and as high as the rule allows: none is cut off."""
     pool = AtlasPool((4, 8, 16, 32), ANY, 0, True, (800, 1344))
-    assert pool.most_samples(7) == (29, 49)  # 48 cells and a grain
-    assert pool.most_lookups(7) == 25
-    assert pool.most_lookups(14) == 13
-    alone = AtlasPool((16,), ANY, 0, True, (800, 1344))
-    assert alone.most_lookups(14) == (math.ceil(800 / 16 / 14) // 2 + 1) * (math.ceil(1344.2 / 16 / 14) // 2 + 1)
+    assert pool.most_samples(7) == (29, 48)
+    assert pool.most_lookups(7) == 98  # a box of a pixel by 1344: 2 rows of 49 cells
+    assert pool.most_lookups(14) == 50
+    assert AtlasPool((16,), ANY, 0, True, (800, 1344)).most_lookups(14) == 12  # 4 by 6 samples: 3 by 4 pairs of cells
+    assert AtlasPool((4, 8, 16, 32), ANY, 2, False, (800, 1344)).most_lookups(7) == 16
     draw = torch.Generator().manual_seed(0)
     sides = torch.exp(torch.rand(200_000, 2, generator=draw) * math.log(1344)).clamp(max=torch.tensor([1344.0, 800.0]))
     level = pool.level(torch.cat([torch.zeros_like(sides), sides], dim=1), 4)
     counts = torch.ceil(sides / (4 * 2**level)[:, None] / 7)
-    assert (torch.floor(counts / 2) + 1).prod(dim=1).max() <= 25
+    assert 60 < (counts + 1).prod(dim=1).max() <= 98
 
 
 def test_many_boxes_are_pooled_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_pytorch_and_onnx_runtime_agree_and_a_picture_does_not_see_the_others(sa
     assert operators.count("GridSample") == 1
     assert "RoiAlign" not in operators
     (together,) = run(*inputs)
-    assert np.abs(together - pool(*inputs).numpy()).max() < 1e-4
+    assert np.abs(together - pool(*inputs).numpy()).max() < 2e-6
     for row in range(3):
         (alone,) = run(*(tensor[row : row + 1] for tensor in inputs))
         assert np.array_equal(alone, together[40 * row : 40 * (row + 1)])
@@ -116,4 +117,4 @@ def test_a_full_map_is_pooled_in_seconds() -> None:
     started = time.process_time()
     found = AtlasPool((4, 8, 16, 32), ANY, 0, True, (1344, 1344))(maps, boxes, 7)
     assert time.process_time() - started < 30
-    assert torch.allclose(found, PyramidPool((4, 8, 16, 32), ANY, 0, True)(maps, boxes, 7), atol=1e-3)
+    assert torch.allclose(found, PyramidPool((4, 8, 16, 32), ANY, 0, True)(maps, boxes, 7), atol=2e-6)

@@ -34,8 +34,8 @@ def test_a_layer_takes_either_operator() -> None:
 def test_pytorch_and_onnx_runtime_agree_and_a_picture_does_not_see_the_others() -> None:
     shape = SHAPES[3]
 
-    def convolve(*tensors: Tensor) -> Tensor:
-        return sampled_deform_conv2d(*tensors, *shape)
+    def convolve(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return sampled_deform_conv2d(x, offset, mask, weight, bias, *shape)
 
     free = [{0: FREE}, {0: FREE}, {0: FREE}, {}, {}]
     run, operators = exported(Outputs(convolve), scene(shape, 2, seed=3), free)
