@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import export.__main__ as command
-from export.precision import half
+from export import from_pytorch
+from export.precision import accuracy
+from export.source import build
 from server.cores import usable_cores
 from server.manifest import read_bundle
 from server.repository import load
 from tests.export.precision.networks import pictures
 
 TINY = "models.unet:unet_tiny"
+DETECTOR = "models.mask_rcnn:mask_rcnn_tiny"
 
 
 def run(out: Path, weights: Path, *flags: str) -> int:
@@ -66,10 +72,12 @@ def test_options_that_do_not_go_together_are_refused_before_any_work(
 
 
 def test_a_fall_in_accuracy_writes_nothing_and_the_flag_writes_it_down(
-    tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_weights: Path,
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from export.precision import accuracy
-
     folder = pictures(tmp_path / "pictures", 1)
     annotated = {
         "images": [{"id": 1, "file_name": "0.png", "height": 48, "width": 40}],
@@ -77,16 +85,35 @@ def test_a_fall_in_accuracy_writes_nothing_and_the_flag_writes_it_down(
         "categories": [{"id": 1, "name": "blob"}],
     }
     (tmp_path / "instances.json").write_text(json.dumps(annotated))
-    scores = {"fp32": accuracy.Accuracy(0.6, 0.8, 0.7), "fp16": accuracy.Accuracy(0.5, 0.7, 0.6)}
+    scores = {"fp32": accuracy.Accuracy(0.6, 0.8, 0.7), "int8": accuracy.Accuracy(0.5, 0.7, 0.6)}
     monkeypatch.setattr(accuracy, "measure", lambda served, engine, annotated, title: scores[title])
-    monkeypatch.setattr(half, "BOUND", 1.0)
-    flags = ["--precision", "fp16", "--check", str(tmp_path / "instances.json"), "--images", str(folder)]
+    graph = tiny_bundle / "model.onnx"  # what writing it again would give
+    monkeypatch.setattr(from_pytorch, "write_graph", lambda model, path: shutil.copy(graph, path))
+    flags = ["--precision", "int8", "--calibrate", str(folder)]
+    flags += ["--check", str(tmp_path / "instances.json"), "--images", str(folder)]
     out = tmp_path / "bundles" / "tiny" / "1"
     assert run(out, tiny_weights, *flags) == 1
-    assert "AP falls by 0.1000, from 0.6000 in fp32 to 0.5000 in fp16" in capsys.readouterr().err
+    assert "AP falls by 0.1000, from 0.6000 in fp32 to 0.5000 in int8" in capsys.readouterr().err
     assert not out.exists()
     assert run(out, tiny_weights, *flags, "--accept-loss") == 0
     record = read_bundle(out).manifest.accuracy
     assert record is not None
     assert record["loss_accepted"]
-    assert record["fp16"]["ap"] == 0.5
+    assert record["int8"]["ap"] == 0.5
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_detector_and_its_twin_in_fewer_bits(precision: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build(DETECTOR)
+    assert isinstance(model, torch.nn.Module)
+    save_file(model.state_dict(), tmp_path / "detector.safetensors")
+    out = tmp_path / "bundles" / "detector" / "1"
+    flags = ["--precision", precision, "--calibrate", str(pictures(tmp_path / "pictures", 6, (90, 120)))]
+    told = [DETECTOR, "--weights", str(tmp_path / "detector.safetensors"), "--out", str(out), "--max-batch", "2"]
+    assert command.main([*told, *flags, "--tensorrt"]) == 0
+    manifest = read_bundle(out).manifest
+    assert manifest.lowered is not None
+    assert sorted(manifest.lowered) == ["model.onnx", "model.trt.onnx"]
+    assert command.main(["verify", str(out), "--weights", str(tmp_path / "detector.safetensors")]) == 0

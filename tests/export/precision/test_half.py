@@ -36,7 +36,6 @@ def test_the_largest_modules_that_only_convolve_and_add_are_found_by_what_they_d
 
 def test_half_weights_lie_in_the_file_and_pictures_and_answers_stay_as_they_were(tmp_path: Path) -> None:
     model = build("models.unet:unet_tiny")
-    write_graph(model, tmp_path / "fp32.onnx")
     write_graph(find_half(model, [batch()]).model, tmp_path / "fp16.onnx")
     graph = onnx.load(tmp_path / "fp16.onnx")
     sizes = Counter[int]()

@@ -24,10 +24,8 @@ SEEDS = range(1, 5)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / "model.onnx"
-    write_graph(build("models.unet:unet_tiny"), path)
-    return path
+def tiny(tiny_bundle: Path) -> Path:
+    return tiny_bundle / "model.onnx"
 
 
 @pytest.fixture(scope="module")
