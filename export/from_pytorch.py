@@ -133,7 +133,7 @@ def export(args: argparse.Namespace) -> None:
             if twin is not None:
                 check_settled(model, twin.nms_rounds, [inputs])
             write_golden(folder, inputs, reference)
-        accuracy = check(asked, lowering, names or model.classes, engine, before, progress)
+        accuracy = check(asked, lowering, names or model.classes, engines, before, progress)
         for opened in engines:
             opened.close()
         with progress.step("sealing the manifest"):

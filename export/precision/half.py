@@ -132,7 +132,9 @@ def _reach(model: nn.Module, parts: Sequence[str], pictures: Sequence[Tensors]) 
         f"{part}.{inner}" if inner else part for part in parts for inner, _ in model.get_submodule(part).named_modules()
     ]
     reach = {
-        name: max((float(t.detach().abs().max()) for t in model.get_submodule(name).parameters(recurse=False)), default=0.0)
+        name: max(
+            (float(t.detach().abs().max()) for t in model.get_submodule(name).parameters(recurse=False)), default=0.0
+        )
         for name in names
     }
 

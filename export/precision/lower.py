@@ -179,13 +179,14 @@ def check(
     asked: Asked,
     lowering: Lowering,
     classes: Sequence[str],
-    engine: Engine,
+    engines: Sequence[Engine],
     fp32: bytes | None,
     progress: Progress,
 ) -> dict[str, Any] | None:
-    """AP in fp32 and of the engine, for the manifest; None where nobody asked.
+    """AP in fp32 and as asked, for the manifest; None where nobody asked.
 
     Args:
+        engines: on the graph, and on the one for TensorRT where that was written: in int8 it is quantised otherwise.
         fp32: of `in_fp32`.
 
     Raises:
@@ -198,8 +199,9 @@ def check(
     with progress.step(f"measuring AP on {len(annotated.index['images'])} pictures"):
         began = time.monotonic()
         served = accuracy.Served(lowering.original.input, lowering.original.masks, classes)
-        after = accuracy.measure(served, engine, annotated, asked.precision)
-        before = after
+        measured = engines if asked.precision == "int8" else engines[:1]
+        after = [accuracy.measure(served, engine, annotated, asked.precision) for engine in measured]
+        before = after[0]
         if fp32 is not None:
             with _engine_on(fp32) as reference:
                 before = accuracy.measure(served, reference, annotated, "fp32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,7 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from export.sample import draw
-from server.masks import CenterOffsetMasks
+from export.source import Exportable
+from server.masks import AnyMasks, CenterOffsetMasks
 from server.preprocess import InputSpec
 
 
@@ -22,9 +24,9 @@ class Weak(nn.Module):
         spread: its output's channels are of unlike sizes, and the small one is what counts.
     """
 
-    classes = ("blob",)
+    classes: tuple[str, ...] = ("blob",)
     score_threshold = 0.5
-    masks = CenterOffsetMasks()
+    masks: AnyMasks = CenterOffsetMasks()
 
     def __init__(self, largest: float = 1.0, spread: float = 1.0) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class Weak(nn.Module):
         return {"inside": torch.sigmoid(4 * x[:, 0]), "offsets": x[:, 1:]}
 
 
-class Offset(Weak):
+class _Offset(Weak):
     """Its last layer answers with small differences of large numbers; half precision has 11 bits."""
 
     def __init__(self) -> None:
@@ -61,14 +63,19 @@ class Offset(Weak):
         return {"inside": torch.sigmoid(4 * x[:, 0]), "offsets": x[:, 1:]}
 
 
-def weak_overflow() -> Weak:
+def weak_overflow() -> Exportable:
     """Half precision ends at 65504; this goes beyond in the middle."""
-    return Weak(largest=1e6)
+    return cast(Exportable, Weak(largest=1e6).eval())
 
 
-def weak_spread() -> Weak:
+def weak_offset() -> Exportable:
+    """Small differences of large numbers."""
+    return cast(Exportable, _Offset().eval())
+
+
+def weak_spread() -> Exportable:
     """With one step for all channels, the seven small ones become zero."""
-    return Weak(spread=5000.0)
+    return cast(Exportable, Weak(spread=5000.0).eval())
 
 
 def pictures(folder: Path, count: int = 4, size: tuple[int, int] = (48, 40)) -> Path:

@@ -15,6 +15,7 @@ from export import from_pytorch
 from export.precision import accuracy
 from export.source import build
 from server.cores import usable_cores
+from server.engines.choice import Wanted
 from server.manifest import read_bundle
 from server.repository import load
 from tests.export.precision.networks import pictures
@@ -47,7 +48,7 @@ def test_a_bundle_in_fewer_bits_is_proven_verified_and_served(
     weights_mb = [(folder / "model.onnx").stat().st_size for folder in (tiny_bundle, out)]
     assert precision == "int8" or weights_mb[1] < weights_mb[0]
     assert command.main(["verify", str(out), "--weights", str(tiny_weights)]) == 0
-    loaded = load(out, usable_cores())  # the golden sample is answered
+    loaded = load(out, Wanted(threads=usable_cores()))  # the golden sample is answered
     assert loaded.engine.name == "onnxruntime-cpu"
     loaded.engine.close()
 

@@ -17,7 +17,7 @@ from export.precision.half import find_half, to_half
 from export.precision.parts import parts_of
 from export.source import build
 from server.engines import load_engine
-from tests.export.precision.networks import Offset, batch, weak_overflow
+from tests.export.precision.networks import batch, weak_offset, weak_overflow
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
@@ -25,6 +25,7 @@ HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 def parts(name: str) -> list[str]:
     model = build(name)
     inputs = inputs_for(model.input, 1, 1)
+    assert isinstance(model, torch.nn.Module)
     return parts_of(model, torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["sizes"]))
 
 
@@ -59,18 +60,17 @@ def test_the_model_that_was_given_stays_in_fp32() -> None:
 
 
 def test_a_module_whose_numbers_overflow_becomes_an_island() -> None:
-    found = find_half(weak_overflow().eval(), [batch()])
+    found = find_half(weak_overflow(), [batch()])
     assert set(found.islands) == {"middle", "head"}  # one makes such numbers, the other takes them
     assert "range" in found.islands["middle"]
     assert found.parts == ["first"]
     assert found.distance < 0.01
-    everything = to_half(weak_overflow().eval(), ["first", "middle", "head"])
+    everything = to_half(weak_overflow(), ["first", "middle", "head"])
     assert not all(np.isfinite(tensor).all() for tensor in run_model(everything, batch()).values())
 
 
 def test_a_module_that_costs_too_much_is_put_back_with_what_it_cost() -> None:
-    model = Offset().eval()
-    found = find_half(model, [batch()], bound=0.01)
+    found = find_half(weak_offset(), [batch()], bound=0.01)
     assert list(found.islands) == ["head"]
     assert found.measured["head"] > 0.01 > found.measured["first"]
     assert found.distance <= 0.01
@@ -78,4 +78,4 @@ def test_a_module_that_costs_too_much_is_put_back_with_what_it_cost() -> None:
 
 def test_a_network_that_cannot_is_refused() -> None:
     with pytest.raises(ExportError, match="--precision fp32"):
-        find_half(weak_overflow().eval(), [batch()], bound=0.0)
+        find_half(weak_overflow(), [batch()], bound=0.0)

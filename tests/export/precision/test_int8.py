@@ -31,7 +31,7 @@ def tiny(tiny_bundle: Path) -> Path:
 @pytest.fixture(scope="module")
 def sensitive(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     path = tmp_path_factory.mktemp("sensitive") / "model.onnx"
-    write_graph(weak_spread().eval(), path)
+    write_graph(weak_spread(), path)
     return prepared(path)
 
 
