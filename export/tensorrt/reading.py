@@ -132,7 +132,7 @@ def check_precision(wanted: Precision, asked: Mapping[str, str], found: Mapping[
     if len(known) - len(missing) < LEAST * len(known) or (asking and not known):
         example = f", as {missing[0]} in {found[missing[0]]}" if missing else ""
         raise ExportError(
-            f"{len(asking)} convolutions and matrix products should be {wanted}, and {len(known) - len(missing)} are in "
-            f"the built engine{example}; this builder cannot do it: try another version, or another precision"
+            f"{len(asking)} convolutions and matrix products should be {wanted}, and {len(known) - len(missing)} are "
+            f"in the built engine{example}; this builder cannot do it: try another version, or another precision"
         )
     return sum(type_ == wanted for type_ in found.values()) / len(found)

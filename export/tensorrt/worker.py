@@ -47,9 +47,12 @@ class Answer(BaseModel):
 
 
 def build_apart(
-    package: Package, twin: Path, plan: Path, profiles: list[Profile], options: Options
+    package: Package, twin: Path, plan: Path, profiles: list[Profile], options: Options, quiet: bool = False
 ) -> tuple[Built, float]:
     """`building.build` in another process.
+
+    Args:
+        quiet: print no progress.
 
     Returns:
         What is known of the engine, and the most memory that its building held, megabytes.
@@ -61,7 +64,9 @@ def build_apart(
         path = Path(folder) / "job.json"
         job = Job(builder=package.name, twin=twin.resolve(), plan=plan.resolve(), profiles=profiles, options=options)
         path.write_text(job.model_dump_json(), encoding="utf-8")
-        done = subprocess.run([sys.executable, "-m", __name__, str(path)], check=False, cwd=Path(__file__).parents[2])
+        command = [sys.executable, "-m", __name__, str(path)]
+        said = subprocess.DEVNULL if quiet else None
+        done = subprocess.run(command, check=False, cwd=Path(__file__).parents[2], stdout=said)
         answered = path.with_name(ANSWER)
         if not answered.exists():
             raise ExportError(_death(package, done.returncode))
