@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -217,9 +217,9 @@ def main(argv: list[str]) -> int:
     began, failed = time.monotonic(), 0
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come: each has one core
     with ProcessPoolExecutor(usable_cores(), get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = [pool.submit(build, case, package.name) for case in chosen]
-        for case, future in zip(chosen, waiting, strict=True):
-            cells, problem = future.result()
+        waiting = {pool.submit(build, case, package.name): case for case in chosen}
+        for future in as_completed(waiting):
+            case, (cells, problem) = waiting[future], future.result()
             failed += bool(problem)
             print(f"{case.name:<{width}}  FAILED: {problem}" if problem else _line(cells, width), flush=True)
     print(f"\n{len(chosen) - failed} of {len(chosen)} engines built in {time.monotonic() - began:.0f} s")

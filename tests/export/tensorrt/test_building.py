@@ -12,7 +12,7 @@ from onnx import helper
 
 from export.errors import ExportError
 from export.plan import refusal
-from export.tensorrt import building, worker
+from export.tensorrt import building
 from export.tensorrt.building import Built, Refused, build
 from export.tensorrt.options import Options
 from export.tensorrt.package import Package
@@ -221,7 +221,7 @@ def test_a_compiler_that_dies_is_told_in_a_sentence(
     dying = tmp_path / "python"
     dying.write_text(f"#!/bin/sh\n{ending}\n")
     dying.chmod(0o755)
-    monkeypatch.setattr(worker.sys, "executable", str(dying))
+    monkeypatch.setattr("export.tensorrt.worker.sys.executable", str(dying))
     package = Package("tensorrt-rtx", "1.7.1.116", None, True, False, False)
     with pytest.raises(ExportError, match=words):
         build_apart(package, tmp_path / "toy.onnx", tmp_path / "toy.plan", PROFILES, AMPERE)
@@ -229,7 +229,7 @@ def test_a_compiler_that_dies_is_told_in_a_sentence(
 
 def test_long_phases_say_how_far_they_are(rtx: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(building.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("export.tensorrt.building.time.monotonic", lambda: now[0])
     said: list[str] = []
     monitor = building._monitor(rtx.trt, said.append)
     monitor.phase_start("Building engine", None, 6)
