@@ -136,8 +136,37 @@ def quantise(graph: onnx.ModelProto, out: Path, ranges: Ranges, layers: Sequence
         quantizer.quantize_model()
         quantizer.model.topological_sort()  # it appends what it makes
     written: onnx.ModelProto = quantizer.model.model
+    _spare(written, set(nodes), scheme)
     del written.metadata_props[:]
     onnx.save(written, out)
+
+
+def _spare(graph: onnx.ModelProto, nodes: set[str], scheme: Scheme) -> None:
+    """Give those that were not meant the numbers as they were: the quantiser lays its pair between a tensor and all who
+    read it. What passes between products in int8 stays so for those that only read it there, which costs no kernel.
+    """
+    sources = {node.output[0]: node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
+    weights = {tensor.name for tensor in graph.graph.initializer}
+    pairs = {
+        node.output[0]: sources[node.input[0]]
+        for node in graph.graph.node
+        if node.op_type == "DequantizeLinear" and sources.get(node.input[0], "") not in {"", *weights}
+    }
+    for node in graph.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.name in nodes:
+            continue
+        if node.op_type in PRODUCTS or not scheme.between:
+            for place, name in enumerate(node.input):
+                node.input[place] = pairs.get(name, name)
+    for _ in range(2):  # a pair that nobody reads any more: its end, then its beginning
+        read = {name for node in graph.graph.node for name in node.input} | {v.name for v in graph.graph.output}
+        idle = [
+            n
+            for n in graph.graph.node
+            if n.op_type in ("QuantizeLinear", "DequantizeLinear") and n.output[0] not in read
+        ]
+        for node in idle:
+            graph.graph.node.remove(node)
 
 
 def session_of(graph: onnx.ModelProto | Path, literal: bool = False) -> onnxruntime.InferenceSession:

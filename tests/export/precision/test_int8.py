@@ -68,6 +68,21 @@ def test_tensorrt_gets_int8_around_zero_at_the_inputs_of_products_and_nothing_el
     assert {readers[node.output[0]] for node in pairs} == {"Conv"}
 
 
+@pytest.mark.parametrize("scheme", [ONNXRUNTIME, TENSORRT], ids=["onnxruntime", "tensorrt"])
+def test_a_layer_that_is_left_out_reads_what_it_read_before(tiny: Path, tmp_path: Path, scheme: Scheme) -> None:
+    """The first convolution and the shortcut beside it read the same picture."""
+    graph = prepared(tiny)
+    layers = layers_of(graph)
+    first, others = layers[0], layers[1:]
+    assert first.input in [layer.input for layer in others]
+    quantise(graph, tmp_path / "int8.onnx", calibrate(graph, layers, [batch()]), others, scheme)
+    lowered = onnx.load(tmp_path / "int8.onnx")
+    assert next(list(node.input[:2]) for node in lowered.graph.node if node.name == first.node) == [
+        first.input,
+        first.weight,
+    ]
+
+
 def test_weights_are_quantised_channel_by_channel(tiny: Path, tmp_path: Path) -> None:
     graph = prepared(tiny)
     layers = layers_of(graph)
