@@ -18,7 +18,7 @@ def test_it_is_the_deformable_convolution(shape: tuple[int, int, int, int, int],
     x, offset, mask, weight, bias = scene(shape, batch=3, seed=1, spread=spread)
     for counts, added in ((mask, bias), (None, None)):
         wanted = deform_conv2d(x, offset, counts, weight, added, *shape)
-        assert torch.allclose(sampled_deform_conv2d(x, offset, counts, weight, added, *shape), wanted, atol=1e-4)
+        assert torch.allclose(sampled_deform_conv2d(x, offset, counts, weight, added, *shape), wanted, atol=2e-5)
 
 
 def test_a_layer_takes_either_operator() -> None:
@@ -39,7 +39,7 @@ def test_pytorch_and_onnx_runtime_agree_and_a_picture_does_not_see_the_others() 
 
     free = [{0: FREE}, {0: FREE}, {0: FREE}, {}, {}]
     run, operators = exported(Outputs(convolve), scene(shape, 2, seed=3), free)
-    assert operators.count("GridSample") == 1
+    assert operators.count("GridSample") == 4
     assert "DeformConv" not in operators
     inputs = scene(shape, 3, seed=4, spread=4.0)
     (together,) = run(*inputs)
