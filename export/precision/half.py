@@ -45,7 +45,7 @@ class Half:
 
 def to_half(model: Exportable, parts: Sequence[str]) -> Exportable:
     """A copy of the model with these modules in half precision."""
-    lowered = copy.deepcopy(model)
+    lowered = _copied(model)
     for name in parts:
         module = cast(nn.Module, lowered).get_submodule(name)
         module.half()
@@ -151,6 +151,13 @@ def _reach(model: nn.Module, parts: Sequence[str], pictures: Sequence[Tensors]) 
         for inputs in pictures:
             run_model(cast(Exportable, model), inputs)
     return reach
+
+
+def _copied(model: Exportable) -> Exportable:
+    """Modules and their tensors anew; what else hangs on a module is shared: specs hold operators that cannot be copied."""
+    modules = cast(nn.Module, model).modules()
+    shared = [value for module in modules for name, value in vars(module).items() if not name.startswith("_")]
+    return copy.deepcopy(model, {id(value): value for value in shared})
 
 
 def _narrow(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:

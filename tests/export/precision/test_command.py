@@ -42,9 +42,8 @@ def test_a_bundle_in_fewer_bits_is_proven_verified_and_served(
     assert record.lowered
     assert record.distance <= max(record.bound, 0.5 * (precision == "int8"))
     assert all(run.alone_error == 0.0 and run.distance is not None for run in manifest.parity.runs)
-    assert sorted(manifest.golden.tolerance) == [
-        f"{engine}/{precision}" for engine in ("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
-    ]
+    engines = ("onnxruntime-cpu", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+    assert set(manifest.golden.tolerance) == {f"{engine}/{precision}" for engine in engines}
     weights_mb = [(folder / "model.onnx").stat().st_size for folder in (tiny_bundle, out)]
     assert precision == "int8" or weights_mb[1] < weights_mb[0]
     assert command.main(["verify", str(out), "--weights", str(tiny_weights)]) == 0

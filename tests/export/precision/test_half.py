@@ -59,6 +59,16 @@ def test_the_model_that_was_given_stays_in_fp32() -> None:
     assert {p.dtype for p in lowered.unet.head.parameters()} == {torch.float16}  # type: ignore[attr-defined]
 
 
+def test_a_network_whose_spec_cannot_be_copied_is_lowered_all_the_same() -> None:
+    model = build("models.mask_rcnn:mask_rcnn_tiny")
+    lowered = to_half(model, ["backbone", "rpn.head"])
+    found = {name: p.dtype for name, p in lowered.named_parameters()}  # type: ignore[attr-defined]
+    assert {dtype for name, dtype in found.items() if name.startswith("backbone.")} == {torch.float16}
+    assert found["neck.laterals.0.conv.weight"] == torch.float32
+    assert {p.dtype for p in model.parameters()} == {torch.float32}  # type: ignore[attr-defined]
+    assert lowered.spec is model.spec  # type: ignore[attr-defined]
+
+
 def test_a_module_whose_numbers_overflow_becomes_an_island() -> None:
     found = find_half(weak_overflow(), [batch()])
     assert set(found.islands) == {"middle", "head"}  # one makes such numbers, the other takes them
