@@ -16,11 +16,11 @@ LOCK := .venv-lock/bin/uv pip compile --universal --python-version 3.11 --no-emi
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format export conform eval-nuclei train-nuclei bench load lock clean
+.PHONY: help setup serve test check format export conform trt-build eval-nuclei train-nuclei bench load lock clean
 
 help: ## list these words
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
-	@echo "  PYTHON=python3.12 chooses the Python, ARGS='...' adds options to serve, test, export, conform, eval-nuclei, train-nuclei, bench and lock."
+	@echo "  PYTHON=python3.12 chooses the Python, ARGS='...' adds options to serve, test, export, conform, trt-build, eval-nuclei, train-nuclei, bench and lock."
 
 setup: .venv/.ok ## install everything into .venv: serving, export, training, tests
 
@@ -45,6 +45,9 @@ export: .venv/.ok ## export the nuclei model to bundles/nuclei/1 (ARGS=--replace
 conform: .venv/.ok ## run the reference cases of other code bases under GOLDEN=../shared/golden, and the longer proofs of the export
 	$(DEV) -m export conform --golden $(GOLDEN) $(ARGS)
 	$(DEV) -m pytest -m proof
+
+trt-build: .venv/.ok ## build a TensorRT engine of every architecture, without a GPU (ARGS='--only unet')
+	$(DEV) -m export.tensorrt.builds $(ARGS)
 
 eval-nuclei: .venv/.ok ## score the bundled nuclei model on the pictures under DATA=../shared/data
 	$(DEV) -m training.nuclei.evaluate --data $(DATA)/nuclei $(ARGS)

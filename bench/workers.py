@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.sample import draw
+from server.engines.choice import Wanted
 from server.manifest import read_bundle
 from server.repository import Loaded
 
@@ -81,7 +82,7 @@ class Cheap:
         pass
 
 
-def load(folder: Path, threads: int) -> Loaded:
+def load(folder: Path, wanted: Wanted) -> Loaded:
     return Loaded(read_bundle(folder), Cheap(), pace_s=1e-9)
 
 

@@ -3,6 +3,7 @@
 python -m export MODULE:BUILDER ...     a bundle from a PyTorch model and its weights
 python -m export adopt FILE.onnx ...    a bundle from a graph that exists already
 python -m export verify BUNDLE          is it what it was, and does it answer here as it promised
+python -m export plan BUNDLE            a TensorRT engine from it
 python -m export conform --golden DIR   reference cases of other implementations, through ours
 """
 
@@ -17,12 +18,12 @@ except ModuleNotFoundError:
     print("export needs PyTorch, which serving does without: run 'make setup', or see 'Bring a model' in README.md")
     sys.exit(2)
 
-from export import adopt, from_pytorch, verify
+from export import adopt, from_pytorch, plan, verify
 from export.errors import ExportError
 from export.progress import silence_exporter
 from server.errors import StartupError
 
-FAILED = {"adopt": "not adopted", "verify": "not verified", "conform": "not run"}
+FAILED = {"adopt": "not adopted", "verify": "not verified", "plan": "not built", "conform": "not run"}
 
 
 def main(argv: list[str]) -> int:
@@ -35,6 +36,8 @@ def main(argv: list[str]) -> int:
                 adopt.adopt(adopt.parse(argv[1:]))
             case "verify":
                 verify.verify(verify.parse(argv[1:]))
+            case "plan":
+                plan.plan(plan.parse(argv[1:]))
             case "conform":
                 from export.conform import command  # reads YAML, which exporting does without
 

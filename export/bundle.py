@@ -14,6 +14,7 @@ import numpy as np
 
 from export.errors import ExportError
 from export.laws import Axes
+from server.agreement import golden_tolerance
 from server.engines import Tensors
 from server.manifest import (
     GOLDEN_FILE,
@@ -21,18 +22,18 @@ from server.manifest import (
     ClassName,
     Defaults,
     Golden,
+    Lowered,
     Manifest,
     Parity,
     ParityRun,
     TensorSpec,
+    Twin,
     sha256_of,
 )
 from server.masks import AnyMasks
 from server.preprocess import AnyInput
 
 Precision = Literal["fp32", "fp16", "int8"]
-
-GOLDEN_TOLERANCE = 1e-3
 
 
 @contextmanager
@@ -83,6 +84,9 @@ def write_manifest(
     precision: Precision,
     parity: Parity,
     provenance: dict[str, Any],
+    twin: Twin | None = None,
+    lowered: Mapping[str, Lowered] | None = None,
+    accuracy: dict[str, Any] | None = None,
 ) -> Manifest:
     """The promise, last of all: it lists the sha256 of everything else.
 
@@ -107,10 +111,13 @@ def write_manifest(
         max_batch=max_batch,
         precision=precision,
         defaults=Defaults(score_threshold=score_threshold),
-        golden=Golden(origin=origin, tolerance={f"onnxruntime-cpu/{precision}": GOLDEN_TOLERANCE}),
+        golden=Golden(origin=origin, tolerance=golden_tolerance(precision)),
         files=files,
         provenance=provenance | {"written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")},
         parity=parity,
+        twin=twin,
+        lowered=dict(lowered) if lowered else None,
+        accuracy=accuracy,
     )
     (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
@@ -150,15 +157,23 @@ def proven_batches(max_batch: int) -> list[int]:
 def print_bundle(manifest: Manifest, target: Path, seconds: float) -> None:
     """What was written, what was measured, and what to do next."""
     print(f"\nwrote {target} in {seconds:.0f} s: kind {manifest.masks.kind}, {len(manifest.classes)} classes")
-    width = max(28, *(len(_errors(run)) for run in manifest.parity.runs))
+    _print_parity(manifest.parity)
+    if manifest.twin is not None:
+        rounds = manifest.twin.nms_rounds
+        print("the graph for TensorRT" + ("" if rounds is None else f", {rounds} rounds of cluster-NMS"))
+        _print_parity(manifest.twin.parity)
+    print(f"serve it: python -m server --bundles {target.parent.parent}")
+
+
+def _print_parity(parity: Parity) -> None:
+    width = max(28, *(len(_errors(run)) for run in parity.runs))
     columns = ("rows, without partner", "row against alone")
     print(f"{'batch':>7}  {'input':>11}  {'largest error':>{width}}  {columns[0]}  {columns[1]}")
-    for run in manifest.parity.runs:
+    for run in parity.runs:
         size = f"{run.input_size[0]:>5}x{run.input_size[1]:<5}"
         rows = f"{run.rows}, {run.rows_without_partner}" if run.rows else "none"
         apart = f"{run.alone_error:g}"
         print(f"{run.batch:>7}  {size}  {_errors(run):>{width}}  {rows:>{len(columns[0])}}  {apart:>{len(columns[1])}}")
-    print(f"serve it: python -m server --bundles {target.parent.parent}")
 
 
 def _errors(run: ParityRun) -> str:

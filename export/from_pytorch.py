@@ -21,19 +21,23 @@ from export.bundle import (
 )
 from export.errors import ExportError
 from export.graph import write_graph
-from export.laws import tensor_shapes
-from export.parity import compare, golden_sample
+from export.laws import check_plugin_free, tensor_shapes
+from export.precision.lower import Lowering, add_options, asked_for, check, check_first, in_fp32, lower
+from export.precision.proof import golden_for, held
+from export.precision.quantise import ONNXRUNTIME, TENSORRT
 from export.progress import Progress
 from export.source import build, classes_of, load_weights, takes
+from export.twin import check_settled, pictures_of, rounds_for, twin_of
 from server.cores import usable_cores
 from server.engines import load_engine
-from server.manifest import MODEL_FILE, sha256_of
+from server.manifest import MODEL_FILE, TWIN_FILE, Twin, sha256_of
 
 EPILOG = """\
 examples:
   python -m export models.unet:nuclei_unet --weights models/weights/nuclei.safetensors --out bundles/nuclei/1
   python -m export models.mask_rcnn:mask_rcnn_r50_fpn --weights maskrcnn_resnet50_fpn.pth --out bundles/coco/1
   python -m export models.mask_rcnn:mask_rcnn_r50_fpn --weights mine.pth --classes names.txt --out bundles/mine/1
+  python -m export models.unet:nuclei_unet --weights models/weights/nuclei.safetensors --out bundles/nuclei/2 --tensorrt
   python -m server --bundles bundles
 
 A checkpoint may come from torchvision, detectron2 (.pkl or .pth), mmdetection, maskrcnn-benchmark and its forks,
@@ -81,6 +85,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--max-batch", type=int, default=8, metavar="N", help="largest batch that is proven (default 8)"
     )
     parser.add_argument("--score-threshold", type=float, metavar="T", help="what a request gets that asks for none")
+    parser.add_argument(
+        "--tensorrt",
+        action="store_true",
+        help="write model.trt.onnx too: the same network from operators that TensorRT has without plugins",
+    )
+    add_options(parser)
     parser.add_argument("--replace", action="store_true", help="overwrite the bundle in --out")
     return parser.parse_args(argv)
 
@@ -92,7 +102,8 @@ def export(args: argparse.Namespace) -> None:
     """
     check_options(args.max_batch, args.score_threshold)
     options = builder_options(args)
-    progress = Progress(steps=5)
+    asked = asked_for(args)
+    progress = Progress(steps=5 + asked.steps + (3 + (asked.precision == "int8")) * args.tensorrt)
     with whole_or_nothing(args.out, args.replace) as folder:
         with progress.step(f"building {args.model} and loading {args.weights}"):
             names = classes_of(args.weights) if args.classes is None else read_classes(args.classes)
@@ -104,15 +115,28 @@ def export(args: argparse.Namespace) -> None:
                 raise ExportError(
                     f"{args.classes or args.weights} names {len(names)} classes; the model has {len(model.classes)}"
                 )
+        check_first(asked, names or model.classes)
+        lowering = lower(asked, model, MODEL_FILE, progress)
         with progress.step("writing the graph"):
-            write_graph(model, folder / MODEL_FILE)
+            write_graph(lowering.model, folder / MODEL_FILE)
+            before = in_fp32(lowering, folder / MODEL_FILE)
+        lowering.to_int8(folder / MODEL_FILE, ONNXRUNTIME, progress)
         batches = proven_batches(args.max_batch)
         with progress.step(f"comparing with PyTorch at batch {', '.join(map(str, batches))}"):
             engine = load_engine(folder / MODEL_FILE, usable_cores())
-            parity = compare(model, engine, batches)
+            parity = held(model, engine, batches, asked.precision)
+        engines, twin = [engine], None
+        if args.tensorrt:
+            twin = _write_twin(lowering, folder, batches, progress)
+            engines.append(load_engine(folder / TWIN_FILE, usable_cores()))
         with progress.step("recording the golden sample"):
-            write_golden(folder, *golden_sample(model, engine))
-            engine.close()
+            inputs, reference = golden_for(model, engines, asked.precision)
+            if twin is not None:
+                check_settled(model, twin.nms_rounds, [inputs])
+            write_golden(folder, inputs, reference)
+        accuracy = check(asked, lowering, names or model.classes, engines, before, progress)
+        for opened in engines:
+            opened.close()
         with progress.step("sealing the manifest"):
             threshold = model.score_threshold if args.score_threshold is None else args.score_threshold
             check_options(args.max_batch, threshold)
@@ -126,8 +150,11 @@ def export(args: argparse.Namespace) -> None:
                 classes=names or model.classes,
                 score_threshold=threshold,
                 origin="pytorch",
-                precision="fp32",
+                precision=asked.precision,
                 parity=parity,
+                twin=twin,
+                lowered=lowering.records,
+                accuracy=accuracy,
                 provenance={
                     "builder": args.model,
                     "options": options,
@@ -138,6 +165,24 @@ def export(args: argparse.Namespace) -> None:
             )
     progress.print_table()
     print_bundle(manifest, args.out, progress.seconds())
+
+
+def _write_twin(lowering: Lowering, folder: Path, batches: list[int], progress: Progress) -> Twin:
+    """`model.trt.onnx`, held against PyTorch by the same pictures and the same measure as `model.onnx`."""
+    path, model = folder / TWIN_FILE, lowering.original
+    with progress.step("running it without plugins"):
+        rounds = rounds_for(model, pictures_of(model, batches))
+    with progress.step("writing the graph for TensorRT"):
+        write_graph(lowering.applied(twin_of(model, rounds), TWIN_FILE), path)
+        check_plugin_free(path)
+    lowering.to_int8(path, TENSORRT, progress)
+    with progress.step("comparing that with PyTorch"):
+        engine = load_engine(path, usable_cores())
+        try:
+            parity = held(model, engine, batches, lowering.asked.precision)
+        finally:
+            engine.close()
+    return Twin(nms_rounds=rounds, parity=parity)
 
 
 def builder_options(args: argparse.Namespace) -> dict[str, Any]:

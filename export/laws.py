@@ -18,6 +18,16 @@ FOREIGN_OPSETS = range(17, 22)
 FORBIDDEN = {"NonZero", "If", "Loop", "Compress"}
 FORBIDDEN_PREFIX = "Sequence"
 
+BUILT = """
+    Abs Add And Asinh BatchNormalization Cast Ceil Clip Concat Conv ConvTranspose Div Equal Exp Expand Floor Gather
+    GatherElements GatherND Gemm Greater GreaterOrEqual GridSample Less LessOrEqual Log MatMul Max MaxPool Min Mod Mul
+    Pad Range ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize ScatterElements Shape Sigmoid
+    Slice Softmax Sqrt Squeeze Sub TopK Transpose Trilu Unsqueeze Where
+    Constant DequantizeLinear Identity QuantizeLinear Split
+    """  # what the twins consist of, and the tests build with TensorRT; the last line comes with other precisions
+PLUGIN_FREE = frozenset(BUILT.split())
+LARGEST_TOPK = 3839  # rows that TensorRT gives at most
+
 Axes = list[int | str]  # free axes by name
 
 
@@ -85,6 +95,43 @@ def check_operators(graph: onnx.ModelProto) -> None:
         raise ExportError(
             f"the graph uses {sorted(forbidden)}: its shapes depend on its data; use fixed sizes and where()"
         )
+
+
+def check_plugin_free(path: Path) -> None:
+    """The laws of the twin, besides those for every graph: nothing in it that a stock TensorRT lacks.
+
+    Raises:
+        ExportError: an operator is a plugin there or unknown, a `TopK` gives too many rows, a scatter reduces, or the
+            picture's bytes go anywhere else than through a `Cast`.
+    """
+    graph = onnx.load(path).graph
+    lacking = sorted({node.op_type for node in graph.node} - PLUGIN_FREE)
+    if lacking:
+        raise ExportError(
+            f"the graph for TensorRT uses {lacking}, which a stock TensorRT lacks or nobody has built yet, and the "
+            "model offers no form without; export without --tensorrt"
+        )
+    numbers = {tensor.name: tensor for tensor in graph.initializer}
+    numbers |= {
+        node.output[0]: node.attribute[0].t
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].name == "value"
+    }
+    for node in graph.node:
+        if "images" in node.input and node.op_type not in ("Cast", "Shape"):
+            raise ExportError(f"'images' goes into {node.op_type}; TensorRT only casts bytes, so cast them first")
+        if node.op_type == "TopK":
+            rows = numbers.get(node.input[1])
+            count = None if rows is None else int(onnx.numpy_helper.to_array(rows).item())
+            if count is None or count > LARGEST_TOPK:
+                told = "a number that depends on the picture" if count is None else count
+                raise ExportError(f"a TopK of the graph for TensorRT gives {told} rows; {LARGEST_TOPK} are the most")
+        if node.op_type.startswith("Scatter") and any(_reduces(attribute) for attribute in node.attribute):
+            raise ExportError(f"a {node.op_type} of the graph for TensorRT has a reduction, which TensorRT lacks")
+
+
+def _reduces(attribute: onnx.AttributeProto) -> bool:
+    return attribute.name == "reduction" and attribute.s not in (b"", b"none")
 
 
 def _check_input(value: onnx.ValueInfoProto, dtype: int, wanted: tuple[int | None, ...], because: str) -> None:

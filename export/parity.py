@@ -114,8 +114,8 @@ def compare(model: Exportable, engine: Engine, batches: list[int]) -> Parity:
     return Parity(reference=f"pytorch {torch.__version__}", engine=engine.name, tolerance=TOLERANCE, runs=runs)
 
 
-def golden_sample(model: Exportable, engine: Engine) -> tuple[Tensors, Tensors]:
-    """One small picture and what PyTorch makes of it, of those that the engine answers row by row: a server holds every
+def golden_sample(model: Exportable, *engines: Engine) -> tuple[Tensors, Tensors]:
+    """One small picture and what PyTorch makes of it, of those that all engines answer row by row: a server holds every
     row against it, on machines where a last bit may fall the other way.
 
     Raises:
@@ -123,8 +123,9 @@ def golden_sample(model: Exportable, engine: Engine) -> tuple[Tensors, Tensors]:
     """
     for seed in GOLDEN_SEEDS:
         inputs = inputs_for(model.input, 1, seed)
-        reference, outputs = run_model(model, inputs), engine.run(inputs)
-        if in_units(largest_errors(outputs, reference, model.masks.legend))[1] <= TOLERANCE / 2:
+        reference = run_model(model, inputs)
+        answers = (engine.run(inputs) for engine in engines)
+        if all(in_units(largest_errors(told, reference, model.masks.legend))[1] <= TOLERANCE / 2 for told in answers):
             return inputs, reference
     raise ExportError(
         f"none of {len(GOLDEN_SEEDS)} drawn pictures has the same rows in graph and PyTorch; a row hangs on a last bit"

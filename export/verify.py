@@ -8,14 +8,16 @@ from pathlib import Path
 import onnx
 
 from export.errors import ExportError
-from export.laws import check_foreign_laws, check_laws, takes_sizes
+from export.laws import check_foreign_laws, check_laws, check_plugin_free, takes_sizes
 from export.measure import compare_rows
-from export.parity import FULL_UP_TO, compare, inputs_for, rows_alone
+from export.parity import FULL_UP_TO, inputs_for, rows_alone
+from export.precision.proof import held
 from export.progress import Progress
-from export.source import build, load_weights
+from export.source import Exportable, build, load_weights
+from export.twin import check_settled, pictures_of
 from server.cores import usable_cores
-from server.engines import Engine, load_engine
-from server.manifest import MODEL_FILE, Bundle, read_bundle, sha256_of
+from server.engines import load_engine
+from server.manifest import MODEL_FILE, TWIN_FILE, Bundle, read_bundle, read_manifest, sha256_of
 from server.preprocess import FixedInput
 from server.repository import prove_golden
 
@@ -26,6 +28,7 @@ checked, in this order:
   golden    ONNX Runtime on this machine answers the recorded sample as recorded
   rows      at every batch size of the manifest, a row equals its image alone
   PyTorch   with --weights: all outputs again, against the model that the weights make
+  twin      all this again for model.trt.onnx where the bundle has it, and that nothing in it needs a plugin
 
 examples:
   python -m export verify bundles/nuclei/1
@@ -55,18 +58,36 @@ def verify(args: argparse.Namespace) -> None:
         ExportError, StartupError: something is not as it was promised.
     """
     folder: Path = args.bundle.resolve()  # its name and version are those of its folders
-    progress = Progress(steps=4 + (args.weights is not None))
+    weighed = args.weights is not None
+    progress = Progress(steps=4 + weighed + (0 if read_manifest(folder).twin is None else 3 + 2 * weighed))
     with progress.step(f"reading {args.bundle} and checking sha256"):
         bundle = read_bundle(folder)
     manifest = bundle.manifest
     path = folder / MODEL_FILE
     with progress.step("checking the graph's laws"):
         _check_graph(bundle, path)
+    _prove(bundle, path, args.weights, progress)
+    if manifest.twin is not None:
+        twin = folder / TWIN_FILE
+        with progress.step("checking the laws of the graph for TensorRT"):
+            _check_graph(bundle, twin)
+            check_plugin_free(twin)
+        _prove(bundle, twin, args.weights, progress)
+        if weighed:
+            with progress.step("looking for what cluster-NMS leaves undecided"):
+                model = _model_of(bundle, args.weights)
+                check_settled(model, manifest.twin.nms_rounds, pictures_of(model, _batches(bundle)))
+    progress.print_table()
+    print(f"{manifest.name}/{manifest.version} is intact, and answers here as it promised")
+
+
+def _prove(bundle: Bundle, path: Path, weights: Path | None, progress: Progress) -> None:
+    """One graph of a bundle on this machine: the golden sample, rows against their images alone, and PyTorch."""
+    manifest, batches = bundle.manifest, _batches(bundle)
     engine = load_engine(path, usable_cores())
     try:
         with progress.step(f"answering the golden sample on {engine.name}"):
             prove_golden(bundle, engine)
-        batches = [run.batch for run in manifest.parity.runs]
         with progress.step(f"comparing rows with their images alone at batch {', '.join(map(str, batches))}"):
             if isinstance(manifest.input, FixedInput):
                 compare_rows(engine, manifest.input, takes_sizes(onnx.load(path, load_external_data=False)), batches)
@@ -74,13 +95,15 @@ def verify(args: argparse.Namespace) -> None:
                 for batch in batches:
                     inputs = inputs_for(manifest.input, batch, seed=batch, full=batch <= FULL_UP_TO)
                     rows_alone(engine, inputs, engine.run(inputs))
-        if args.weights is not None:
-            with progress.step(f"comparing with PyTorch and {args.weights}"):
-                _compare_with_pytorch(bundle, engine, args.weights, batches)
+        if weights is not None:
+            with progress.step(f"comparing with PyTorch and {weights}"):
+                held(_model_of(bundle, weights), engine, batches, manifest.precision)
     finally:
         engine.close()
-    progress.print_table()
-    print(f"{manifest.name}/{manifest.version} is intact, and answers here as it promised")
+
+
+def _batches(bundle: Bundle) -> list[int]:
+    return [run.batch for run in bundle.manifest.parity.runs]
 
 
 def _check_graph(bundle: Bundle, path: Path) -> None:
@@ -95,7 +118,11 @@ def _check_graph(bundle: Bundle, path: Path) -> None:
         raise ExportError(f"the graph answers {answered}, the manifest promises {sorted(legend)}; adopt it again")
 
 
-def _compare_with_pytorch(bundle: Bundle, engine: Engine, weights: Path, batches: list[int]) -> None:
+def _model_of(bundle: Bundle, weights: Path) -> Exportable:
+    """
+    Raises:
+        ExportError: no PyTorch model is known, or not of these weights.
+    """
     provenance = bundle.manifest.provenance
     if "builder" not in provenance:
         raise ExportError("the bundle was adopted as a graph, no PyTorch model is known; leave out --weights")
@@ -110,4 +137,4 @@ def _compare_with_pytorch(bundle: Bundle, engine: Engine, weights: Path, batches
     options = {name: tuple(v) if isinstance(v, list) else v for name, v in provenance.get("options", {}).items()}
     model = build(provenance["builder"], **options)
     load_weights(model, weights)
-    compare(model, engine, batches)
+    return model

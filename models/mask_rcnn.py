@@ -17,10 +17,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from models.blocks.cluster_nms import ClusterNMS
 from models.blocks.colours import Normalise
 from models.blocks.detections import detections
 from models.blocks.fpn import FPN
 from models.blocks.mask_rcnn_spec import MaskRCNNSpec
+from models.blocks.plugin_free import plugin_free
 from models.blocks.resnet import ResNet, stage
 from models.blocks.roi_heads import Averaged, BoxPredictor, FullyConnected, MaskHead
 from models.blocks.rpn import RPN
@@ -124,6 +126,13 @@ class MaskRCNN(nn.Module):
             "mask_logits": self.masks_of(maps, boxes, labels),  # (B, K, m, m)
         }
 
+    def plugin_free(self, nms: ClusterNMS) -> MaskRCNN:
+        """The same network, with the same weights, from operators that a stock TensorRT has."""
+        largest = self.input.size if isinstance(self.input, FixedInput) else self.input.max_size
+        twin = MaskRCNN(plugin_free(self.spec, largest, nms), self.classes, self.input, self.score_threshold)
+        twin.load_state_dict(self.state_dict(), assign=True)
+        return twin.eval()
+
     def maps(self, x: Tensor) -> list[Tensor]:
         """The network's input (B, 3, h, w) to the maps that objects are sought on (B, C, h', w'), finest first."""
         return list(self.neck(self.backbone(x)))
@@ -140,7 +149,7 @@ class MaskRCNN(nn.Module):
             Boxes (B, K, 4), scores (B, K) and labels (B, K).
         """
         batch, count = logits.shape
-        scores, deltas = self.box_stage(maps, proposals.flatten(0, 1), row_of_each(proposals))  # (B * P, ...)
+        scores, deltas = self.box_stage(maps, proposals)  # (B * P, ...)
         return detections(
             torch.softmax(scores, dim=-1).unflatten(0, (batch, count)),  # (B, P, columns)
             deltas.unflatten(0, (batch, count)),  # (B, P, 4 * sets)
@@ -152,21 +161,21 @@ class MaskRCNN(nn.Module):
 
     def masks_of(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """Boxes (B, K, 4) and labels (B, K) to the logits (B, K, m, m) of each one's class."""
-        logits = self.mask_stage(maps, boxes.flatten(0, 1), row_of_each(boxes))  # (B * K, planes, m, m)
+        logits = self.mask_stage(maps, boxes)  # (B * K, planes, m, m)
         planes = self.spec.mask_head.planes
         plane = (labels.flatten().to(torch.int64) + (planes - self.spec.detection.classes)).clamp(0, planes - 1)
         chosen = logits.gather(1, plane[:, None, None, None].expand(-1, 1, *logits.shape[2:]))  # (B * K, 1, m, m)
         return chosen[:, 0].unflatten(0, labels.shape)
 
-    def box_stage(self, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Boxes (R, 4) xyxy in input pixels, on the rows (R,) of the maps, to class logits (R, columns) and deltas
-        (R, 4 * sets), both in the code base's own order."""
-        pooled = self.spec.pool(maps, boxes, batch_index, self.spec.box_head.size)  # (R, C, m, m)
+    def box_stage(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes (B, K, 4) xyxy in input pixels to class logits (B * K, columns) and deltas (B * K, 4 * sets), both in
+        the code base's own order."""
+        pooled = self.spec.pool(maps, boxes, self.spec.box_head.size)  # (B * K, C, m, m)
         return self.box_predictor(self.box_head(self.shared_stage(pooled)))
 
-    def mask_stage(self, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor) -> Tensor:
-        """As `box_stage`, to mask logits (R, planes, m, m) in the code base's own order."""
-        pooled = self.spec.mask_pool(maps, boxes, batch_index, self.spec.mask_head.size)  # (R, C, m, m)
+    def mask_stage(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """As `box_stage`, to mask logits (B * K, planes, m, m) in the code base's own order."""
+        pooled = self.spec.mask_pool(maps, boxes, self.spec.mask_head.size)  # (B * K, C, m, m)
         return self.mask_head(self.shared_stage(pooled))
 
     def raw(self, network_input: Tensor, sizes: Tensor) -> dict[str, Tensor]:
@@ -192,12 +201,6 @@ class MaskRCNN(nn.Module):
                 f"rpn_deltas.{level}": deltas,
             }
         return found
-
-
-def row_of_each(boxes: Tensor) -> Tensor:
-    """(B, N, 4) to (B * N,) int64: the picture that each box is on."""
-    rows = torch.arange(boxes.shape[0], device=boxes.device)  # (B,)
-    return rows[:, None].expand(-1, boxes.shape[1]).reshape(-1)
 
 
 class Builder(Protocol):

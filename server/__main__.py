@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from server.cores import choose_workers, has_gpu, memory_limit, usable_cores
+from server.engines.choice import check_start
 from server.errors import StartupError
 from server.logs import logging_to_stderr
 from server.settings import Settings
@@ -18,7 +19,7 @@ log = logging.getLogger("maskserve")
 
 
 def main() -> int:
-    """0 after a clean stop, 2 when it cannot start, 1 when it ended by a bug or an engine that hangs."""
+    """0 after a clean stop, 2 when it cannot start, 1 when it ended by a bug, a hanging engine or a failed device."""
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
@@ -26,9 +27,11 @@ def main() -> int:
         flag = "--" + "-".join(str(part) for part in first["loc"]).replace("_", "-")
         print(f"{flag}: {first['msg']} (got {first['input']!r}); see --help", file=sys.stderr)
         return 2
-    shared = settings.engines == "shared" or (settings.engines == "auto" and has_gpu())
+    on_gpu = settings.engine in ("cuda", "tensorrt") or (settings.engine == "auto" and has_gpu())
+    shared = settings.engines == "shared" or (settings.engines == "auto" and on_gpu)
     workers = choose_workers(settings.workers, settings.threads or usable_cores(), shared, memory_limit())
     try:
+        check_start(settings.engine)
         if workers > 1 and sys.platform != "win32":
             from server.processes.supervisor import supervise
 

@@ -9,6 +9,9 @@ label and box, and rows that neither side uses do not count:
 
 Errors are absolute. What is allowed is a share of each output's unit: a thousandth of a probability is much, a
 thousandth of a pixel is not.
+
+A network in fp16 or int8 is held against the fp32 one as a whole, by `server.distance`: single numbers of it may lie
+anywhere within what its rounding does, and two correct runtimes lie as far from each other as from fp32.
 """
 
 from __future__ import annotations
@@ -19,6 +22,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from server.distance import distance
+
+# What an engine may differ from the golden sample by. fp32: a share of each output's unit; on a GPU with TF32 off. fp16
+# and int8: a distance. Those of the CPU were measured; those of the GPU engines are what is expected, not yet measured.
+GOLDEN_TOLERANCE = {
+    "onnxruntime-cpu/fp32": 1e-3,
+    "onnxruntime-cpu/fp16": 0.03,
+    "onnxruntime-cpu/int8": 0.3,
+    "onnxruntime-cuda/fp32": 5e-3,
+    "onnxruntime-cuda/fp16": 0.03,
+    "onnxruntime-cuda/int8": 0.3,
+    "tensorrt/fp32": 5e-3,
+    "tensorrt/fp16": 0.03,
+    "tensorrt/int8": 0.3,
+    "tensorrt-rtx/fp32": 5e-3,
+    "tensorrt-rtx/fp16": 0.03,
+    "tensorrt-rtx/int8": 0.3,
+}
 
 UNITS = {"boxes": 20.0, "vertices": 20.0, "mask_logits": 10.0}  # pixels, pixels, logits; 1 for all others
 MEANING = ("boxes", "scores", "labels")  # what tells a row from the others
@@ -76,6 +98,30 @@ def _compare(found: Batch, wanted: Batch, legend: Mapping[str, str], farthest: f
                 here, there = here[order][near], there[near]
             errors[name] = max(errors[name], _largest(here, there))
     return Apart(errors, rows, alone)
+
+
+def golden_tolerance(precision: str) -> dict[str, float]:
+    """By '<engine>/<precision>', of every engine there is: what a manifest says."""
+    return {kind: value for kind, value in GOLDEN_TOLERANCE.items() if kind.endswith(f"/{precision}")}
+
+
+def off(found: Batch, wanted: Batch, legend: Mapping[str, str], precision: str) -> tuple[float, str]:
+    """How far an answer is off, in the measure of its precision, and the same in words.
+
+    Args:
+        found, wanted: outputs of one batch, each (B, ...); only those of `wanted` are looked at.
+        precision: fp32, fp16 or int8.
+
+    Returns:
+        What a tolerance of that precision is held against; infinite where shapes differ or a number is not finite.
+    """
+    shapes = {name: found[name].shape if name in found else None for name in wanted}
+    if precision == "fp32" or any(shapes[name] != wanted[name].shape for name in wanted):
+        errors = largest_errors({name: found[name] for name in wanted if name in found}, wanted, legend)
+        name, share = in_units(errors)
+        return share, f"output '{name}' by {errors[name]:.2g}, allowed is a share of its unit, {UNITS.get(name, 1.0):g}"
+    value = distance([{name: found[name] for name in wanted}], [dict(wanted)], legend)
+    return value, f"the answers lie {value:.2g} apart (server/distance.py)"
 
 
 def allowed(name: str, share: float) -> float:

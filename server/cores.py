@@ -43,7 +43,8 @@ def has_gpu(devices: Path = Path("/dev")) -> bool:
     """Whether there is an NVIDIA device and a runtime that uses it is installed."""
     if not any(devices.glob("nvidia[0-9]*")):
         return False
-    return importlib.util.find_spec("tensorrt") is not None or _installed("onnxruntime-gpu")
+    runtimes = ("tensorrt", "tensorrt_rtx")
+    return _installed("onnxruntime-gpu") or any(importlib.util.find_spec(name) is not None for name in runtimes)
 
 
 def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> float:

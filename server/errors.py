@@ -26,14 +26,19 @@
     │   ├── NotReady            503 not_ready, with Retry-After
     │   ├── Draining            503 draining, with Retry-After
     │   └── DeadlineExceeded    504 deadline_exceeded
-    └── StartupError            the operator can fix it
-        ├── BadManifest
-        ├── ShapeMismatch
-        ├── HashMismatch
-        ├── GoldenMismatch
-        ├── UnsupportedModelFile
-        ├── BadAddress
-        └── BadKeys
+    ├── StartupError            the operator can fix it
+    │   ├── BadManifest
+    │   ├── ShapeMismatch
+    │   ├── HashMismatch
+    │   ├── GoldenMismatch
+    │   ├── UnsupportedModelFile
+    │   ├── NoEngine
+    │   ├── BadAddress
+    │   └── BadKeys
+    └── EngineError             between an engine and whoever runs it; no caller sees it
+        ├── DeviceFault         only a new process cures it
+        ├── DeviceFull          a smaller batch may fit
+        └── ShapeRefused        this engine does not take this batch
 
 A message says what, what was expected, what came, what to do next. It reaches the client as it is, so it never holds a
 path, an address or the text of a library.
@@ -230,3 +235,26 @@ class BadKeys(StartupError):
 
 class UnsupportedModelFile(StartupError):
     """No runtime here can open the model file."""
+
+
+class NoEngine(StartupError):
+    """The wanted engine cannot run here, or not this bundle. The message holds no path: `/v1/models` shows it."""
+
+
+class EngineError(MaskServeError):
+    """What an engine tells whoever runs it."""
+
+
+class DeviceFault(EngineError):
+    """The device or its driver failed: nothing that this process asks of it can be trusted any more.
+
+    The message names the call and the code, and holds no text of a library: `/readyz` shows it.
+    """
+
+
+class DeviceFull(EngineError):
+    """No memory on the device for what was asked; less may fit."""
+
+
+class ShapeRefused(EngineError):
+    """The engine was not made for a batch of this shape; the device has not seen it."""

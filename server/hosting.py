@@ -3,8 +3,9 @@
     Hosting.start()   found -> loading -> ready, or failed with a reason
     Hosting.close()   every scheduler runs what waits; then the loader is joined and the engines are closed
 
-An engine may hang: a run that never ends, in a driver or a library. Nothing here can end it, so its `Guarded` scheduler
-answers 504 to everybody inside and 503 to whoever comes later, and `Hosting.hung` tells the process that it must end.
+An engine may hang: a run that never ends, in a driver or a library. Or its device fails, and then nothing that this
+process asks of it can be trusted. Nothing here can cure either, so the `Guarded` scheduler answers 504 (or 503) to
+everybody inside and 503 to whoever comes later, and `Hosting.broken` tells the process to end, for another to begin.
 """
 
 from __future__ import annotations
@@ -12,41 +13,44 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server import memory
-from server.errors import DeadlineExceeded, NotReady
+from server.engines.choice import Wanted
+from server.errors import DeadlineExceeded, DeviceFault, NotReady, ServiceError
 from server.metrics import Metrics
 from server.repository import Loaded, Repository, Served, check_digest, load
-from server.scheduling import Answer, Observer, Scheduler
+from server.scheduling import Answer, Observer, Run, Scheduler
+from server.scheduling.scheduler import DEVICE_FAILED
 from server.settings import Settings
 from server.watchdog import RunClock, until_it_hangs
-from server.workers import Workers
+from server.workers import Workers, tell
 
 log = logging.getLogger("maskserve")
 
 T = TypeVar("T")
 
-Load = Callable[[Path, int], Loaded]
+Load = Callable[[Path, Wanted], Loaded]
 
 
 class Guarded:
-    """A scheduler whose callers are let go when its engine hangs; a `Batcher`."""
+    """A scheduler whose callers are let go when its engine hangs or its device fails; a `Batcher`."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self._inside: set[asyncio.Timeout] = set()
-        self._hung = False
+        self._late: ServiceError | None = None  # what whoever comes later gets, once all is over
+        self._inside_gets: Callable[[], ServiceError] = _hangs
 
     def check_admission(self) -> None:
-        if self._hung:
-            raise NotReady("the engine does not answer any more, the server has to start again", retry_after_s=10.0)
+        if self._late is not None:
+            raise NotReady(str(self._late), self._late.retry_after_s)
         self.scheduler.check_admission()
 
     def worker_seconds(self, pixels: float) -> float:
@@ -60,7 +64,7 @@ class Guarded:
         deadline: float | None = None,
         priority: int = 0,
     ) -> T:
-        if self._hung:
+        if self._late is not None:
             self.check_admission()
         patience = asyncio.timeout(None)
         try:
@@ -68,25 +72,30 @@ class Guarded:
                 self._inside.add(patience)
                 return await self.scheduler.submit(tensor, content, finish, deadline, priority)
         except TimeoutError:
-            raise DeadlineExceeded("the engine did not answer in time", retry_after_s=0.0) from None
+            raise self._inside_gets() from None
         finally:
             self._inside.discard(patience)
 
-    def give_up(self) -> None:
-        """Let everybody go, and nobody in."""
-        self._hung = True
+    def give_up(self, inside: Callable[[], ServiceError], late: NotReady) -> None:
+        """Let everybody go, and nobody in.
+
+        Args:
+            inside: makes what those inside get.
+            late: what whoever comes from now on gets.
+        """
+        self._late, self._inside_gets = late, inside
         for patience in self._inside:
             patience.reschedule(asyncio.get_running_loop().time())
 
     async def close(self, limit_s: float) -> None:
-        await self.scheduler.close(0.0 if self._hung else limit_s)
+        await self.scheduler.close(limit_s if self._late is None else 0.0)
 
 
 class Hosting:
     """Use it on one event loop.
 
     Args:
-        load: from a bundle's folder and a number of threads to a proven engine.
+        load: from a bundle's folder and what is wanted of engines to a proven one.
         workers: run the engines; not closed here.
         threads: cores that a lone run may use, these and those of other processes.
         crowded: whether other processes have work for the cores too; asked before every run, in a worker.
@@ -107,7 +116,7 @@ class Hosting:
         mark: Callable[[Served, float], None] = lambda model, since: None,
         self_watch: bool = True,
     ) -> None:
-        self.hung = False
+        self.broken = False  # an engine hangs, or its device failed
         self.settled = False  # every model is ready, or has failed
         self._workers = workers
         self._threads = threads or workers.width
@@ -132,24 +141,36 @@ class Hosting:
         for model in self._repository.models:
             if model.batcher is not None:
                 await model.batcher.close(limit_s)
-        self._loader.shutdown(wait=not self.hung)
+        self._loader.shutdown(wait=not self.broken)
         for loaded, clock in self._loaded.values():
             if not clock.since:
                 loaded.engine.close()
         for model in self._repository.models:
-            model.condition.become("closed", "the server is shutting down")
+            if model.condition.state != "failed":
+                model.condition.become("closed", "the server is shutting down")
 
     async def _load_all(self) -> None:
+        settings = self._settings
+        wanted = Wanted(
+            self._threads,
+            settings.engine,
+            settings.max_batch,
+            int(settings.max_batch_megapixels * 1e6),
+            settings.cuda_graphs,
+        )
         for model in self._repository.models:
             self._metrics.model_ready.labels(*model.key).set(0)
             self._metrics.begin_at_zero(model.key)
         for model in self._repository.models:
             model.condition.become("loading", "is being loaded and checked")
-            work = asyncio.get_running_loop().run_in_executor(self._loader, self._load, model.folder, self._threads)
+            work = asyncio.get_running_loop().run_in_executor(self._loader, self._load, model.folder, wanted)
             try:
                 loaded = await work
                 check_digest(model)
                 self._serve(model, loaded)
+            except DeviceFault as fault:
+                self._device_failed(model, None, fault)
+                return
             except Exception as error:
                 self._repository.fail(model, error)
         gc.collect()
@@ -161,6 +182,8 @@ class Hosting:
         """Give a proven model its scheduler."""
         manifest, key, settings, metrics = loaded.bundle.manifest, model.key, self._settings, self._metrics
         engine = loaded.engine
+        most = min(loaded.max_batch or manifest.max_batch, manifest.max_batch)
+        precision = loaded.precision or manifest.precision
         clock = RunClock(lambda since: self._mark(model, since))
         self._loaded[key] = loaded, clock
         depth, wasted = metrics.queue_depth.labels(*key), metrics.wasted_images.labels(*key)
@@ -171,8 +194,8 @@ class Hosting:
             busy.inc(seconds)
 
         scheduler = Scheduler(
-            clock.timed(engine.run),
-            max_batch=min(settings.max_batch or manifest.max_batch, manifest.max_batch),
+            self._watched(model, clock.timed(engine.run)),
+            max_batch=min(settings.max_batch or most, most),
             max_batch_pixels=int(settings.max_batch_megapixels * 1e6),
             max_queue=settings.queue_limit * settings.max_images,
             max_wait_s=settings.max_wait_ms / 1000,
@@ -181,24 +204,25 @@ class Hosting:
             slots=min(engine.slots, self._workers.width),
             delay_s=settings.batch_delay_ms / 1000,
             workers=self._workers,
-            run_alone=clock.timed(engine.run_alone),
+            run_alone=self._watched(model, clock.timed(engine.run_alone)),
             crowded=self._crowded,
             observer=Observer(batch=ran, depth=depth.set, wasted=wasted.inc),
         )
         guarded = Guarded(scheduler)
         model.manifest, model.batcher = manifest, guarded
-        model.condition.become("ready", "golden sample reproduced", loaded.engine.name)
-        metrics.model_info.labels(*key, manifest.masks.kind, loaded.engine.name, manifest.precision).set(1)
+        model.condition.become("ready", "golden sample reproduced", loaded.engine.name, loaded.note)
+        metrics.model_info.labels(*key, manifest.masks.kind, loaded.engine.name, precision).set(1)
         metrics.model_ready.labels(*key).set(1)
         metrics.queue_limit.labels(*key).set(settings.queue_limit * settings.max_images)
-        log.info("model %s/%s is ready on %s with %d threads", *key, loaded.engine.name, self._workers.width)
+        why = f" ({loaded.note})" if loaded.note else ""
+        log.info("model %s/%s is ready on %s with %d threads%s", *key, engine.name, self._workers.width, why)
         if self._self_watch:
             self._tasks.append(asyncio.create_task(self._watch(model, guarded, clock), name="engine watch"))
 
     async def _watch(self, model: Served, guarded: Guarded, clock: RunClock) -> None:
         limit_s = self._settings.engine_timeout_s
         await until_it_hangs(clock, limit_s)
-        self.hung = True
+        self.broken = True
         log.critical(
             "the engine of model %s/%s hangs: a run has lasted more than %g s (MASKSERVE_ENGINE_TIMEOUT_S); "
             "its requests get 504, and this process has to end",
@@ -207,5 +231,43 @@ class Hosting:
         )
         self._metrics.model_ready.labels(*model.key).set(0)
         model.condition.become("failed", f"the engine hangs: a run has lasted more than {limit_s:g} s")
-        guarded.give_up()
-        self._workers.give_up(lambda: DeadlineExceeded("the engine did not answer in time", retry_after_s=0.0))
+        later = "the engine does not answer any more, the server has to start again"
+        guarded.give_up(_hangs, NotReady(later, retry_after_s=10.0))
+        self._workers.give_up(_hangs)
+
+    def _watched(self, model: Served, run: Run) -> Run:
+        """An engine's `run`, whose device is given up for lost when it says so."""
+        loop = asyncio.get_running_loop()
+
+        def watched(inputs: dict[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+            try:
+                return run(inputs)
+            except DeviceFault as fault:
+                tell(loop, self._device_failed, model, model.batcher, fault)
+                raise
+
+        return watched
+
+    def _device_failed(self, model: Served, batcher: object, fault: DeviceFault) -> None:
+        """On the event loop: say so, let everybody go, and have this process end."""
+        if model.condition.state == "failed":
+            return
+        self.broken = True
+        log.critical(
+            "the device of model %s/%s failed: %s; its requests get 503, and this process has to end",
+            *model.key,
+            fault,
+            exc_info=fault,
+        )
+        self._metrics.model_ready.labels(*model.key).set(0)
+        model.condition.become("failed", f"the device failed: {fault}")
+        if isinstance(batcher, Guarded):
+            batcher.give_up(_device_failed, _device_failed())
+
+
+def _hangs() -> ServiceError:
+    return DeadlineExceeded("the engine did not answer in time", retry_after_s=0.0)
+
+
+def _device_failed() -> NotReady:
+    return NotReady(DEVICE_FAILED, retry_after_s=10.0)

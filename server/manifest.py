@@ -3,6 +3,8 @@
     bundles/nuclei/1/
         manifest.json       this
         model.onnx          the graph
+        model.trt.onnx      optional: the graph without operators that TensorRT lacks
+        model.plan          optional: a TensorRT engine built from that
         golden/             a small input and what the graph makes of it
 
 A bundle is intact when every file it lists has the sha256 it states and no path leads outside the folder. A sha256 does
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,6 +27,8 @@ from server.masks import AnyMasks
 from server.preprocess import AnyInput
 
 MODEL_FILE = "model.onnx"
+TWIN_FILE = "model.trt.onnx"
+PLAN_FILE = "model.plan"
 MANIFEST_FILE = "manifest.json"
 GOLDEN_FILE = "golden/sample.npz"
 
@@ -70,6 +75,7 @@ class ParityRun(_Strict):
     input_size: tuple[int, int]
     largest_error: dict[str, float] = Field(description="per output, absolute")
     rows: int = Field(0, description="that either side uses, all images together; 0 where there are no candidates")
+    distance: float | None = Field(None, description="of fp16 and int8 alone: server/distance.py")
     rows_without_partner: int = Field(
         0, description="of these, objects that only one side answers: a tie, or an overlap that hangs on the last bit"
     )
@@ -79,8 +85,65 @@ class ParityRun(_Strict):
 class Parity(_Strict):
     reference: str = Field(description="PyTorch; of an adopted graph, each image alone")
     engine: str
-    tolerance: float = Field(description="a share of each output's unit; server/agreement.py has those that are not 1")
+    tolerance: float = Field(
+        description="fp32: a share of each output's unit, server/agreement.py has those that are not 1; fp16 and int8: "
+        "a distance"
+    )
     runs: list[ParityRun]
+
+
+class Twin(_Strict):
+    """`model.trt.onnx`, which answers like `model.onnx` and holds nothing that a stock TensorRT lacks."""
+
+    nms_rounds: int | None = Field(None, description="of cluster-NMS; none where nothing is suppressed")
+    parity: Parity
+
+
+class Lowered(_Strict):
+    """What became of a network whose precision was lowered, and what was measured on the way."""
+
+    pictures: int = Field(description="that it was calibrated or measured on")
+    scheme: str = Field(description="which numbers have fewer bits")
+    lowered: list[str] = Field(description="modules, or weights, that have fewer bits")
+    kept: dict[str, str] = Field(description="those that had to stay in fp32, and what was measured of them")
+    alone: dict[str, float] = Field(description="distance from fp32 with one of them alone lowered, where measured")
+    bound: float = Field(description="distance that was allowed for all together")
+    distance: float = Field(description="and what it came to")
+
+
+class Profile(_Strict):
+    """One optimisation profile: which shapes an engine takes."""
+
+    smallest: dict[str, list[int]] = Field(description="per input")
+    best: dict[str, list[int]] = Field(description="what it was tuned for")
+    largest: dict[str, list[int]]
+
+
+class Passport(_Strict):
+    """Where `model.plan` was built and where it runs: TensorRT refuses an engine of another version or GPU."""
+
+    package: Literal["tensorrt", "tensorrt-rtx"]
+    package_version: str
+    platform: str = Field(description="as in linux-x86_64")
+    compute_capabilities: list[str] = Field(min_length=1, description="as in 8.6")
+    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    version_compatible: bool = Field(False, description="later versions of the same major may run it")
+    gpu: str | None = Field(None, description="that it was built on; none where it was built without one")
+    driver: str | None = None
+    precision: Literal["fp32", "fp16", "int8"]
+    layers: dict[str, int] = Field(description="of the built engine, by the narrowest type they compute with")
+    layers_read_from: Literal["engine", "builder"] = Field(
+        "engine",
+        description="the loaded engine, or what its builder listed at the end: without a GPU none can be loaded",
+    )
+    products_asked: dict[str, int] = Field({}, description="convolutions and matrix products of the twin, by type")
+    products: dict[str, int] = Field({}, description="the same in the built engine, of those that it names")
+    share: float | None = Field(None, ge=0, le=1, description="of these products, that have the passport's precision")
+    verified: str = Field("not run", description="the GPU that it ran on and answered like the twin, or 'not run'")
+    profiles: list[Profile] = Field(min_length=1)
+    twin_sha256: Sha256
+    plan_sha256: Sha256
+    build: dict[str, Any] = Field(description="builder options, seconds, bytes")
 
 
 class Manifest(_Strict):
@@ -99,6 +162,9 @@ class Manifest(_Strict):
     provenance: dict[str, Any]
     parity: Parity
     accuracy: dict[str, Any] | None = None
+    lowered: dict[str, Lowered] | None = Field(None, description="of fp16 and int8: by file, how")
+    twin: Twin | None = None
+    plan: Passport | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Manifest:
@@ -120,8 +186,11 @@ class Bundle:
     manifest: Manifest
 
 
-def read_bundle(folder: Path) -> Bundle:
+def read_bundle(folder: Path, leave_out: Container[str] = ()) -> Bundle:
     """Read and verify a bundle; nothing in it is executed.
+
+    Args:
+        leave_out: files that whoever opens them verifies, or that nobody opens.
 
     Raises:
         BadManifest: `manifest.json` is missing, malformed, or lists a path outside the folder.
@@ -129,7 +198,8 @@ def read_bundle(folder: Path) -> Bundle:
     """
     manifest = read_manifest(folder)
     for name, promised in manifest.files.items():
-        _check_file(folder, name, promised)
+        if name not in leave_out:
+            _check_file(folder, name, promised)
     return Bundle(folder, manifest)
 
 

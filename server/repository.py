@@ -15,19 +15,23 @@ from typing import Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.agreement import allowed, in_units, largest_errors
-from server.engines import Engine, Tensors, load_engine
+from server.agreement import off
+from server.engines import Engine, Tensors
+from server.engines.choice import Candidate, Here, Wanted, candidates, here
 from server.errors import (
     BadManifest,
     BadParameter,
+    DeviceFull,
     GoldenMismatch,
     HashMismatch,
+    NoEngine,
     NotReady,
+    ShapeRefused,
     StartupError,
     UnknownModel,
     UnknownVersion,
 )
-from server.manifest import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, Bundle, Manifest, read_bundle, sha256_of
+from server.manifest import GOLDEN_FILE, MANIFEST_FILE, PLAN_FILE, Bundle, Manifest, read_bundle, sha256_of
 from server.masks import bind
 from server.scheduling import Answer
 from server.scheduling.scheduler import GUESS_RUN_S
@@ -47,6 +51,9 @@ class Loaded:
     engine: Engine
     pace_s: float  # seconds per input pixel of a run, and ...
     run_s: float = GUESS_RUN_S  # ... seconds of every run besides, both of the warm-up
+    max_batch: int | None = None  # images that the engine takes, where that is fewer than the bundle says
+    precision: str | None = None  # that the engine computes in, where that is not the bundle's
+    note: str = ""  # why it is not a better engine; for people, and without paths
 
 
 class Batcher(Protocol):
@@ -89,8 +96,12 @@ class Condition(Protocol):
     def engine(self) -> str:
         """The runtime and its device; empty until the model was ready once."""
 
-    def become(self, state: State, reason: str, engine: str | None = None) -> None:
-        """Without `engine` that stays as it was."""
+    @property
+    def note(self) -> str:
+        """Why no better engine was chosen; empty where there is nothing to say."""
+
+    def become(self, state: State, reason: str, engine: str | None = None, note: str = "") -> None:
+        """Without `engine` that and the note stay as they were."""
 
 
 @dataclass(slots=True)
@@ -100,11 +111,12 @@ class Known:
     state: State = "loading"
     reason: str = "waits to be loaded"
     engine: str = ""
+    note: str = ""
 
-    def become(self, state: State, reason: str, engine: str | None = None) -> None:
+    def become(self, state: State, reason: str, engine: str | None = None, note: str = "") -> None:
         self.state, self.reason = state, reason
         if engine is not None:
-            self.engine = engine
+            self.engine, self.note = engine, note
 
 
 @dataclass(slots=True)
@@ -135,21 +147,50 @@ class Served:
         return self.manifest, self.batcher
 
 
-def load(folder: Path, threads: int) -> Loaded:
-    """Verify a bundle, open its model, and hold it against its golden sample. Blocks for seconds.
+def load(folder: Path, wanted: Wanted, machine: Callable[[], Here] = here) -> Loaded:
+    """Verify a bundle, open it with the engine that is wanted, and hold that against its golden sample.
+
+    Blocks for seconds. Of several candidates the first that reproduces the sample serves, and says what became of those
+    before it.
 
     Raises:
         StartupError: anything is wrong with it.
+        DeviceFault: the GPU failed; no other candidate is tried in this process.
     """
-    bundle = read_bundle(folder)
-    engine = load_engine(folder / MODEL_FILE, threads)
+    bundle = read_bundle(folder, leave_out={PLAN_FILE})  # who opens the plan verifies it
+    order, note = candidates(bundle, wanted, machine())
+    passed_over = [note] if note else []
+    for candidate in order[:-1]:
+        try:
+            return _open_and_prove(bundle, candidate, passed_over)
+        except StartupError as error:
+            log.warning("model %s/%s is not served by %s: %s", folder.parent.name, folder.name, candidate.name, error)
+            told = str(error) if isinstance(error, NoEngine) else f"{type(error).__name__}, see the log"
+            passed_over.append(f"not {candidate.name}: {told}")
+    return _open_and_prove(bundle, order[-1], passed_over)
+
+
+def _open_and_prove(bundle: Bundle, candidate: Candidate, passed_over: list[str]) -> Loaded:
+    """
+    Raises:
+        StartupError: it cannot be opened, or answers something else than the golden sample.
+        DeviceFault: the GPU failed.
+    """
+    opened = candidate.open()
+    engine = opened.engine
     try:
-        sample = prove_golden(bundle, engine)
-        pace_s, run_s = measure(engine, sample, bundle.manifest.max_batch)
+        sample = prove_golden(bundle, engine, opened.precision)
+        pace_s, run_s = measure(engine, sample, opened.max_batch)
+    except DeviceFull as error:
+        engine.close()
+        raise NoEngine(f"{error}: it opened, and has no room left to run") from error
+    except ShapeRefused as error:
+        engine.close()
+        raise NoEngine(f"it does not take the golden sample: {error}") from error
     except BaseException:
         engine.close()
         raise
-    return Loaded(bundle, engine, pace_s, run_s)
+    return Loaded(bundle, engine, pace_s, run_s, opened.max_batch, opened.precision, "; ".join(passed_over))
 
 
 def measure(
@@ -175,8 +216,11 @@ def measure(
     return each / pixels, max(one - each, GUESS_RUN_S)
 
 
-def prove_golden(bundle: Bundle, engine: Engine) -> Tensors:
+def prove_golden(bundle: Bundle, engine: Engine, precision: str | None = None) -> Tensors:
     """Run the golden sample in both ways an engine has, and compare.
+
+    Args:
+        precision: that the engine computes in; the bundle's unless given.
 
     Returns:
         The sample's inputs, one image.
@@ -185,23 +229,23 @@ def prove_golden(bundle: Bundle, engine: Engine) -> Tensors:
         GoldenMismatch: the engine answers something else than the bundle was exported with.
     """
     manifest = bundle.manifest
-    kind = f"{engine.name}/{manifest.precision}"
+    kind = f"{engine.name}/{precision or manifest.precision}"
     tolerance = manifest.golden.tolerance.get(kind)
     if tolerance is None:
-        raise GoldenMismatch(
-            f"{bundle.folder}: no golden tolerance for '{kind}'; it has {sorted(manifest.golden.tolerance)}"
+        raise NoEngine(
+            f"the bundle does not say how closely '{kind}' must reproduce its golden sample, only "
+            f"{', '.join(sorted(manifest.golden.tolerance))}; export it again"
         )
     with np.load(bundle.folder / GOLDEN_FILE, allow_pickle=False) as sample:
         golden = {name: sample[name] for name in sample.files}
     inputs = {name: golden.pop(name) for name in ("images", "sizes")}
     for outputs in (engine.run(inputs), engine.run_alone(inputs)):
         bind({name: tensor[0] for name, tensor in outputs.items()}, manifest.masks.legend)
-        errors = largest_errors({name: outputs[name] for name in golden}, golden, manifest.masks.legend)
-        name, share = in_units(errors)
-        if not share <= tolerance:
+        value, words = off(outputs, golden, manifest.masks.legend, precision or manifest.precision)
+        if not value <= tolerance:
             raise GoldenMismatch(
-                f"{bundle.folder}: output '{name}' differs from the golden sample by {errors[name]:.2g}, "
-                f"allowed is {allowed(name, tolerance):.2g} on {kind}; run the export again on this machine"
+                f"{bundle.folder}: the answer differs from the golden sample: {words}; the tolerance on {kind} is "
+                f"{tolerance:g}; run the export again on this machine"
             )
     return inputs
 

@@ -50,6 +50,19 @@ class Settings(BaseSettings):
         description="with shared engines: megabytes of shared memory for pictures that wait, and as many for answers, "
         "at most, for each front; only what is used is taken. A full one gives 503. Raise it for large inputs",
     )
+    engine: Literal["auto", "onnxruntime", "cuda", "tensorrt"] = Field(
+        "auto",
+        description="runtime: ONNX Runtime on the CPU (onnxruntime) or on a GPU (cuda), TensorRT with the bundle's "
+        "model.plan. auto: the best that runs here; /v1/models says which, and why no better. Name one to have that or "
+        "nothing",
+    )
+    cuda_graphs: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="with --engine cuda: input shapes, the first that come, whose runs each stream records as CUDA "
+        "graphs. Try it with a few fixed shapes and small batches; each shape keeps its memory",
+    )
     threads: Annotated[int, Field(ge=0)] = Field(
         0, description="cores for the engine and the codecs; 0 takes what the container grants. Turn it when sharing"
     )

@@ -5,12 +5,32 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+GPU_TESTS = pytest.StashKey[list[str]]()  # that were not run
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Remember the tests that need a GPU and are left out for it."""
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        left_out[0].config.stash.setdefault(GPU_TESTS, []).extend(item.nodeid for item in left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Count and name the tests that need a GPU and were not run: green without them says nothing about GPUs."""
+    skipped = [report.nodeid for report in terminalreporter.getreports("skipped") if "gpu" in report.keywords]
+    names = [*config.stash.get(GPU_TESTS, []), *skipped]
+    if names:
+        terminalreporter.section("need a GPU")
+        terminalreporter.line(f"{len(names)} tests that need a GPU were not run; scripts/gpu_check.sh runs them:")
+        for name in names:
+            terminalreporter.line(f"  {name}")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from server.engines.choice import Wanted
 from server.manifest import read_bundle, sha256_of
 from server.repository import load
 from tests.shared_data import shared
@@ -28,7 +29,7 @@ def test_the_bundle_is_intact_small_and_made_from_the_committed_checkpoint(root:
     assert bundle.manifest.provenance["weights_sha256"] == sha256_of(weights)
     assert weights.stat().st_size <= TEN_MB
     assert sum(path.stat().st_size for path in bundle.folder.rglob("*") if path.is_file()) <= TEN_MB
-    load(bundle.folder, threads=1).engine.close()
+    load(bundle.folder, Wanted(threads=1)).engine.close()
 
 
 def test_the_sample_of_the_readme_gives_masks_that_pycocotools_decodes(root: Path) -> None:
@@ -62,7 +63,7 @@ def test_the_figures_on_the_test_fold_reach_the_goals_and_the_card_tells_them(ro
 
 
 def test_a_large_picture_gives_its_memory_back(root: Path) -> None:
-    engine = load(root / "bundles/nuclei/1", threads=2).engine
+    engine = load(root / "bundles/nuclei/1", Wanted(threads=2)).engine
     rng = np.random.default_rng(0)
 
     def resident_after(side: int) -> float:

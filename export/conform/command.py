@@ -44,7 +44,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m export conform",
         description="Run the reference cases of other implementations: raw tensors, detections and masks, "
-        "in PyTorch and in the exported graph.",
+        "in PyTorch, in the exported graph and in the one for TensorRT.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -7,6 +7,7 @@
     after RoI       class logits, box deltas and mask logits, for the reference's own boxes: rows have no stable order
     eager           detections and masks, decoded as the server does
     graph           the same from ONNX Runtime, at batch 1 and 3; rows of a batch equal their picture alone
+    twin            eager and graph again, without plugins, and whether cluster-NMS was exact
     served          from the original picture through the server's own resizing, in bytes
 
 Rows of one batch (c1 and c2) run together at the shape they were padded to, and each alone at that shape.
@@ -42,12 +43,15 @@ from export.conform.systems import System, input_rule
 from export.conform.table import Row, verdict
 from export.conform.view import View, answers, decode, pyramid, resized_floats, see, sizes_of
 from export.graph import write_graph
+from export.laws import check_plugin_free
 from export.source import Exportable
+from models.blocks.cluster_nms import ClusterNMS
 from models.blocks.top import UNUSED
+from models.blocks.watch import Counting
 from models.mask_rcnn import MaskRCNN
 from models.weights import load_into
 from server.engines import Engine, Tensors, load_engine
-from server.manifest import MODEL_FILE
+from server.manifest import MODEL_FILE, TWIN_FILE
 from server.preprocess import FixedInput
 
 PROPOSALS = 0.98  # share that is the same set: a decision of NMS may hang on the last bit
@@ -64,6 +68,7 @@ def compare(system: System, group: Group, folder: Path) -> Iterator[Row]:
     yield Row(group.system, group.name, "weights", f"{len(model.state_dict())} tensors, none left over", "pass")
     yield from eager_rows(system, model, views)
     yield from graph_rows(system, model, views, folder)
+    yield from twin_rows(system, model, views, folder)
 
 
 def build(system: System, group: Group) -> tuple[MaskRCNN, list[View]]:
@@ -110,7 +115,34 @@ def graph_rows(system: System, model: MaskRCNN, views: list[View], folder: Path)
     """The exported graph in the server's engine; strictly, then the way a picture takes in the server."""
     path = folder / MODEL_FILE
     write_graph(cast(Exportable, model), path)
-    strict = without_head(path, folder / "headless.onnx") if system.resizes_in_float else path
+    yield from _strict_rows(system, model, views, path, "graph")
+    if any(view.original is not None for view in views):
+        engine = load_engine(path, threads=1)
+        try:
+            for view in views:
+                yield from served_rows(system, model, engine, view)
+        finally:
+            engine.close()
+
+
+def twin_rows(system: System, model: MaskRCNN, views: list[View], folder: Path) -> Iterator[Row]:
+    """The same network without plugins, in PyTorch and as the graph for TensorRT."""
+    case, residue, path = views[0].case, Counting(), folder / TWIN_FILE
+    watched = model.plugin_free(ClusterNMS(watch=residue))
+    with torch.inference_mode():
+        x, sizes = torch.cat([network_input(system, model, view) for view in views]), torch.from_numpy(sizes_of(views))
+        yield from _answers(watched, views, answers(watched, watched.raw(x, sizes), sizes), "twin, eager")
+    said = f"{residue.changed} undecided, {residue.missed} left out"
+    yield Row(case.system, case.name, "twin, residue", said, verdict(not residue.changed and not residue.missed))
+    twin = model.plugin_free(ClusterNMS())
+    write_graph(cast(Exportable, twin), path)
+    check_plugin_free(path)
+    yield from _strict_rows(system, twin, views, path, "twin")
+
+
+def _strict_rows(system: System, model: MaskRCNN, views: list[View], path: Path, name: str) -> Iterator[Row]:
+    """What a graph makes of the network's own input: each picture alone, and in a batch of three."""
+    strict = without_head(path, path.with_name(f"headless.{path.name}")) if system.resizes_in_float else path
     company = [views[0].mirrored()] if len(views) == 1 else []
     three = [*views, *company, views[0]]
     with torch.inference_mode():
@@ -119,21 +151,14 @@ def graph_rows(system: System, model: MaskRCNN, views: list[View], folder: Path)
     try:
         alone = [_run(engine, [view], [given]) for view, given in zip(three, inputs, strict=True)]
         for view, outputs in list(zip(three, alone, strict=True))[: len(views)]:
-            yield from _answers(model, [view], outputs, "graph, alone")
+            yield from _answers(model, [view], outputs, f"{name}, alone")
         outputs = _run(engine, three, inputs)
     finally:
         engine.close()
-    yield from _answers(model, three, outputs, "graph, row {} of 3")
-    apart = max(_apart(outputs[name][row], alone[row][name][0]) for row in range(3) for name in outputs)
+    yield from _answers(model, three, outputs, f"{name}, row {{}} of 3")
+    apart = max(_apart(outputs[key][row], alone[row][key][0]) for row in range(3) for key in outputs)
     case = views[0].case
-    yield Row(case.system, case.name, "graph, rows equal alone", f"{apart:g}", verdict(apart == 0.0))
-    if any(view.original is not None for view in views):
-        engine = load_engine(path, threads=1)
-        try:
-            for view in views:
-                yield from served_rows(system, model, engine, view)
-        finally:
-            engine.close()
+    yield Row(case.system, case.name, f"{name}, rows equal alone", f"{apart:g}", verdict(apart == 0.0))
 
 
 def network_input(system: System, model: MaskRCNN, view: View) -> Tensor:
@@ -190,19 +215,19 @@ def _boxes_only(boxes: NDArray[np.floating], scores: NDArray[np.float64]) -> Det
 
 def _after_roi(model: MaskRCNN, view: View, raw: Mapping[str, Tensor], row: int) -> Iterator[Row]:
     """Both heads on the reference's own boxes."""
-    features = pyramid(raw)
+    features = [level[row : row + 1] for level in pyramid(raw)]
     results: dict[str, Difference] = {}
     if "proposals" in view.raw:
         boxes = torch.from_numpy(view.raw["proposals"])
-        logits, deltas = model.box_stage(features, boxes, torch.full((len(boxes),), row, dtype=torch.int64))
+        logits, deltas = model.box_stage(features, boxes[None])
         for name, tensor in (("class_logits", logits), ("box_deltas", deltas)):
             if name in view.raw:
                 results[name] = differ(tensor.numpy(), view.raw[name], ABSOLUTE_AFTER_ROI)
-    results |= _masks_after_roi(model, view, features, row)
+    results |= _masks_after_roi(model, view, features)
     yield from _worst(view, "after RoI", results)
 
 
-def _masks_after_roi(model: MaskRCNN, view: View, features: list[Tensor], row: int) -> dict[str, Difference]:
+def _masks_after_roi(model: MaskRCNN, view: View, features: list[Tensor]) -> dict[str, Difference]:
     names = {"mask_logits", "mask_probabilities"} & set(view.raw)
     if not names or view.wanted is None:
         return {}
@@ -210,8 +235,7 @@ def _masks_after_roi(model: MaskRCNN, view: View, features: list[Tensor], row: i
     if boxes is None:  # not recorded: the final ones, back in the network's frame
         boxes = view.frame.to_input(view.wanted.boxes).astype(np.float32)
     labels = view.raw.get("mask_labels", view.wanted.labels)
-    batch_index = torch.full((len(boxes),), row, dtype=torch.int64)
-    logits = model.mask_stage(features, torch.from_numpy(boxes), batch_index)  # (D, C', m, m)
+    logits = model.mask_stage(features, torch.from_numpy(boxes)[None])  # (D, C', m, m)
     results = {}
     if "mask_logits" in names:
         results["mask_logits"] = differ(logits.numpy(), view.raw["mask_logits"], ABSOLUTE_AFTER_ROI)

@@ -7,12 +7,17 @@ is one `DeformConv` node.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from onnxscript import opset20
 from torch import Tensor, nn
+
+DeformOperator = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor, Tensor | None, int, int, int, int, int], Tensor
+]  # as `deform_conv2d`
 
 
 @torch.library.custom_op("maskserve::deform_conv2d", mutates_args=())
@@ -48,7 +53,7 @@ def deform_conv2d(
     outputs, _, kernel, _ = weight.shape
     grid = (offset.shape[2], offset.shape[3])
     taps, places = kernel * kernel, grid[0] * grid[1]
-    at_y, at_x = _regular(grid, kernel, stride, padding, dilation, x)  # (taps, h, w) each
+    at_y, at_x = regular_taps(grid, kernel, stride, padding, dilation, x)  # (taps, h, w) each
     moved = offset.reshape(batch, deform_groups, taps, 2, *grid)
     counts = offset.new_ones(()) if mask is None else mask.reshape(batch, deform_groups, taps, *grid)[..., None]
     y, weight_y = _neighbours(at_y + moved[:, :, :, 0], height)  # (B, G, taps, h, w, 2)
@@ -72,7 +77,7 @@ def deform_conv2d(
     return result if bias is None else result + bias[:, None, None]
 
 
-def _regular(
+def regular_taps(
     grid: tuple[int, int], kernel: int, stride: int, padding: int, dilation: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Where the taps of an ordinary convolution are: y and x, (taps, h, w) each, in cells."""
@@ -146,6 +151,7 @@ class DeformConv2d(nn.Module):
 
     Args:
         modulated: taps count as much as the picture says (the second version).
+        operator: what convolves, `deform_conv2d` or `sampled_deform_conv2d`.
     """
 
     def __init__(
@@ -158,8 +164,10 @@ class DeformConv2d(nn.Module):
         groups: int = 1,
         deform_groups: int = 1,
         modulated: bool = True,
+        operator: DeformOperator = deform_conv2d,
     ) -> None:
         super().__init__()
+        self.operator = operator
         self.stride, self.dilation = stride, dilation
         self.groups, self.deform_groups = groups, deform_groups
         self.offsets = deform_groups * 3 * 3 * 2
@@ -175,7 +183,7 @@ class DeformConv2d(nn.Module):
         """(B, C, H, W) to (B, O, h, w)."""
         told = self.offset(x)  # (B, numbers, h, w)
         mask = told[:, self.offsets :].sigmoid() if self.modulated else None
-        return deform_conv2d(
+        return self.operator(
             x,
             told[:, : self.offsets],
             mask,

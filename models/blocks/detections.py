@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from models.blocks.boxes import BoxCoder, clip, sides_reach, stretch
-from models.blocks.nms import nms_keep
-from models.blocks.top import best, pick
-
-NO_DETECTION = -1.0  # the score of an unused row
+from models.blocks.class_nms import NO_DETECTION, ClassNms, best_of_classes
+from models.blocks.top import pick
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +24,7 @@ class DetectionSpec:
         shortest_side: pixels; a box with a shorter one is dropped before overlaps are looked for.
         shortest_answer: and among those that would be answered.
         rows: at most so many are answered.
+        nms: what chooses them, from the boxes and scores of all classes.
     """
 
     classes: int
@@ -37,6 +36,7 @@ class DetectionSpec:
     shortest_side: float
     shortest_answer: float
     rows: int
+    nms: ClassNms = best_of_classes  # or `BestPairs`
 
 
 def detections(
@@ -62,10 +62,9 @@ def detections(
     boxes = boxes.expand(-1, -1, spec.classes, -1).transpose(1, 2)  # (B, C, P, 4)
     fit = sides_reach(boxes, spec.shortest_side) & used[:, None]  # (B, C, P)
     scores = torch.where(fit, scores.transpose(1, 2), NO_DETECTION)  # (B, C, P)
-    kept = nms_keep(
-        stretch(boxes, spec.coder.extent).flatten(0, 1), scores.flatten(0, 1), spec.iou, spec.score_threshold
-    ).reshape(scores.shape)  # (B, C, P)
-    scores, indices = best(torch.where(kept > 0, scores, NO_DETECTION).flatten(1), spec.rows, NO_DETECTION)  # (B, K)
+    scores, indices = spec.nms(
+        stretch(boxes, spec.coder.extent), scores, spec.iou, spec.score_threshold, spec.rows
+    )  # (B, K)
     boxes, labels = pick(boxes.flatten(1, 2), indices), indices // count  # (B, K, 4), (B, K)
     scores, order = torch.where(sides_reach(boxes, spec.shortest_answer), scores, NO_DETECTION).topk(spec.rows)
     answered = scores > 0  # (B, K)

@@ -8,7 +8,7 @@ from typing import Literal
 from models.blocks.colours import ColourSpec
 from models.blocks.detections import DetectionSpec
 from models.blocks.norm import Norm
-from models.blocks.pyramid_pool import PyramidPool
+from models.blocks.pyramid_pool import Pool
 from models.blocks.resnet import ResNetSpec
 from models.blocks.rpn import RPNSpec
 
@@ -77,8 +77,8 @@ class MaskRCNNSpec:
     backbone: ResNetSpec
     neck: NeckSpec | None
     rpn: RPNSpec
-    pool: PyramidPool
-    mask_pool: PyramidPool
+    pool: Pool
+    mask_pool: Pool
     shared_stage: ResNetSpec | None
     box_head: BoxHeadSpec
     detection: DetectionSpec

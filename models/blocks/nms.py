@@ -11,11 +11,14 @@ graph it is `NonMaxSuppression`, whose indices `ScatterND` turns into marks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from onnxscript import opset20
 from torch import Tensor
+
+Nms = Callable[[Tensor, Tensor, float, float], Tensor]  # boxes, scores, iou, threshold, as `nms_keep` has them
 
 op: Any = opset20  # its annotations know single types only
 

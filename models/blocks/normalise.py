@@ -28,7 +28,9 @@ class Standardise(nn.Module):
         Returns:
             (B, 3, h, w) float32.
         """
-        x = images.permute(0, 3, 1, 2).to(torch.int32)  # (B, 3, h, w)
+        x = images.to(torch.int32).permute(
+            0, 3, 1, 2
+        )  # (B, 3, h, w); TensorRT casts bytes, and does nothing else to them
         rows = torch.arange(x.shape[2], device=x.device)[None, :] < sizes[:, :1]  # (B, h)
         columns = torch.arange(x.shape[3], device=x.device)[None, :] < sizes[:, 1:]  # (B, w)
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, h, w)

@@ -11,8 +11,10 @@ samples follows the box.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +40,19 @@ class LevelRule:
         level = torch.floor(self.canonical_level + torch.log2(ratio + self.inside) + self.outside)
         return level.clamp(self.first_level, self.first_level + levels - 1) - self.first_level
 
+    def below(self, level: int, levels: int) -> float:
+        """What the root of a box's area is less than on a level: without bound on the coarsest."""
+        if level == levels - 1:
+            return math.inf
+        return float(self.canonical_size * 2.0 ** (level + 1 + self.first_level - self.canonical_level))
+
+
+class Pool(Protocol):
+    """How boxes are pooled from a pyramid: `PyramidPool`, or `AtlasPool` of the same numbers."""
+
+    def __call__(self, maps: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+        """Maps (B, C, h, w), finest first, and boxes (B, K, 4) to (B * K, C, size, size)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PyramidPool:
@@ -54,17 +69,18 @@ class PyramidPool:
     sampling: int
     aligned: bool
 
-    def __call__(self, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor, size: int) -> Tensor:
+    def __call__(self, maps: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
         """
         Args:
             maps: (B, C, h, w) each, finest first; those beyond the last stride are not looked at.
-            boxes: (R, 4) xyxy, input pixels.
-            batch_index: (R,) int64, the row of the maps that a box is on.
+            boxes: (B, K, 4) xyxy, input pixels.
             size: bins per side.
 
         Returns:
-            (R, C, size, size).
+            (B * K, C, size, size), picture by picture.
         """
+        batch_index = row_of_each(boxes)  # (R,)
+        boxes = boxes.flatten(0, 1)  # (R, 4)
         pairs = list(zip(maps, self.strides, strict=False))
         if len(pairs) == 1:
             ((single, stride),) = pairs
@@ -80,3 +96,9 @@ class PyramidPool:
             pooled = part if pooled is None else pooled + part
         assert pooled is not None
         return pooled
+
+
+def row_of_each(boxes: Tensor) -> Tensor:
+    """(B, K, 4) to (B * K,) int64: the picture that each box is on."""
+    rows = torch.arange(boxes.shape[0], device=boxes.device)  # (B,)
+    return rows[:, None].expand(-1, boxes.shape[1]).reshape(-1)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.blocks.deform_conv import DeformConv2d
+from models.blocks.deform_conv import DeformConv2d, DeformOperator, deform_conv2d
 from models.blocks.norm import BatchNorm, Norm
 
 BLOCKS = {
@@ -37,11 +37,13 @@ class Deformable:
         stages: counted from 0.
         groups: of channels that share their offsets.
         modulated: DCNv2; without it DCNv1.
+        operator: what convolves.
     """
 
     stages: tuple[int, ...] = ()
     groups: int = 1
     modulated: bool = True
+    operator: DeformOperator = deform_conv2d
 
 
 class ConvNorm(nn.Module):
@@ -78,6 +80,7 @@ def _conv3x3(
         groups=groups,
         deform_groups=deformable.groups,
         modulated=deformable.modulated,
+        operator=deformable.operator,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.blocks.anchors import Cells, anchors_at
 from models.blocks.boxes import BoxCoder, clip, round_up, sides_reach, stretch
-from models.blocks.nms import nms_keep
+from models.blocks.nms import Nms, nms_keep
 from models.blocks.top import UNUSED, best, pick
 
 
@@ -38,6 +38,7 @@ class RPNSpec:
     iou: float  # two boxes of a level that overlap more are one
     shortest_side: float  # pixels; a box with a shorter one is dropped
     edge_multiple: int = 1  # proposals end where the picture does, its sides rounded up to multiples of this
+    nms: Nms = nms_keep  # or `ClusterNMS`; boxes come best first
 
 
 class RPNHead(nn.Module):
@@ -93,7 +94,7 @@ class RPN(nn.Module):
         ends = round_up(sizes, spec.edge_multiple)[:, None, None]  # (B, 1, 1, 2)
         boxes = clip(spec.coder.decode(moves, anchors), ends, spec.coder.extent)  # (B, L, N, 4)
         logits = torch.where(sides_reach(boxes, spec.shortest_side), logits, UNUSED)
-        kept = nms_keep(
+        kept = spec.nms(
             stretch(boxes, spec.coder.extent).flatten(0, 1), logits.flatten(0, 1), spec.iou, UNUSED / 2
         ).reshape(logits.shape)  # (B, L, N)
         logits, indices = torch.where(kept > 0, logits, UNUSED).topk(min(spec.after_nms, spec.before_nms))

@@ -20,8 +20,8 @@ class OnnxRuntimeCpu:
     """Two sessions on one file: in a crowd every run has one core, a lone run has them all.
 
     One session with a thread for every core would do both, but runs that share its threads take 5 to 20 % more of the
-    CPU each. The threads of a lone run spin until it ends, as waking them for each operator would cost a third of a small
-    network's time; between runs they sleep, so that a server at rest costs nothing.
+    CPU each. The threads of a lone run spin until it ends, as waking them for every operator would cost a third of a
+    small network's time; between runs they sleep, so that a server at rest costs nothing.
 
     The arena keeps a run's memory for the next one, which makes runs a third faster, but it would keep what the largest
     picture ever took; so a run above `KEPT_PIXELS` gives its memory back.

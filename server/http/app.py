@@ -47,7 +47,7 @@ log = logging.getLogger("maskserve")
 class Backend(Protocol):
     """What fills a repository's models with life: `Hosting`, or the way to the engine process."""
 
-    hung: bool
+    broken: bool  # an engine of this process hangs, or its device failed: only another process cures that
 
     async def start(self) -> None:
         """On the event loop, before the first request."""
@@ -60,7 +60,7 @@ def create_app(settings: Settings, load: Load = load) -> Application:
     """The whole server in one process.
 
     Args:
-        load: from a bundle's folder and a number of threads to a proven engine.
+        load: from a bundle's folder and what is wanted of engines to a proven one.
 
     Raises:
         BadManifest: there is no bundle to serve.
@@ -102,7 +102,7 @@ def assemble(
         yield
         gate.draining = True
         await backend.close(settings.drain_s)
-        workers.close(0.0 if backend.hung else settings.drain_s)
+        workers.close(0.0 if backend.broken else settings.drain_s)
         watch.close()
 
     app = FastAPI(title="maskserve", version="0.1.0", docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -113,7 +113,7 @@ def assemble(
         max_response_bytes=int(settings.max_response_mb * 1e6),
     )
     segmenting = Segmenting(repository, pipeline, gate, limits)
-    app.include_router(create_router(Context(repository, metrics, gate, lambda: not backend.hung)))
+    app.include_router(create_router(Context(repository, metrics, gate, lambda: not backend.broken)))
     app.include_router(create_documentation_router())
     app.include_router(create_playground_router())
     document_segmentation(app)

@@ -30,7 +30,8 @@ def create_router(context: Context) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> Response:
-        """What is loaded, with state, defaults and manifest."""
+        """What is loaded, with state, defaults and manifest; `engine` says what runs it, and `engine_note` why that is
+        not a better one, where there might have been one."""
         return _json({"models": [_describe(model) for model in context.repository.models]})
 
     @router.get("/v1/models/{model}")
@@ -43,7 +44,8 @@ def create_router(context: Context) -> APIRouter:
 
     @router.get("/livez")
     async def livez() -> Response:
-        """200 while the process can do its work; 503 once an engine of its own hangs: only a new process cures that."""
+        """200 while the process can do its work; 503 once an engine of its own hangs, or its device failed: only a new
+        process cures that."""
         return _json({"live": context.is_sound()}, 200 if context.is_sound() else 503)
 
     @router.get("/readyz")
@@ -82,6 +84,7 @@ def _describe(model: Served) -> dict[str, Any]:
     if model.manifest is not None and model.condition.engine:
         content |= {
             "engine": model.condition.engine,
+            "engine_note": model.condition.note,
             "defaults": model.manifest.defaults.model_dump(),
             "manifest": model.manifest.model_dump(mode="json"),
         }

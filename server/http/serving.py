@@ -1,4 +1,4 @@
-"""uvicorn, taught what it lacks: a limit on slow headers, exit code 0 after SIGTERM, an end when an engine hangs.
+"""uvicorn, taught what it lacks: a limit on slow headers, exit code 0 after SIGTERM, an end when an engine is lost.
 
 And one thing it does twice: an answer's head and its body leave in one write (`server.http.transport`).
 """
@@ -194,14 +194,14 @@ def _stays(transport: asyncio.Transport, read: bytes) -> bool:
 
 
 def run_server(app: Application, settings: Settings, door: Door | None = None) -> int:
-    """Serve until a signal comes, or until an engine of this process hangs.
+    """Serve until a signal comes, or until an engine of this process hangs or loses its device.
 
     Args:
         app: of `server.http.app.assemble`.
         door: lets connections in, in place of the settings' host and port.
 
     Returns:
-        The process's exit code: 0, or 1 after a hang, or 2 when it could not start.
+        The process's exit code: 0, or 1 after that, or 2 when it could not start.
     """
     config = uvicorn.Config(
         app,
@@ -222,8 +222,8 @@ def run_server(app: Application, settings: Settings, door: Door | None = None) -
         app.state.gate.draining = True
 
     backend = app.state.backend
-    server = Server(config, drain, lambda: backend.hung, door)
+    server = Server(config, drain, lambda: backend.broken, door)
     server.run(None if door is None else [])
-    if backend.hung:
+    if backend.broken:
         return 1
     return 0 if server.started else 2

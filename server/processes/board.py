@@ -29,6 +29,7 @@ MODEL = np.dtype(
         ("state", np.int64),
         ("reason", "S256"),
         ("engine", "S64"),
+        ("note", "S512"),
         ("running_since", np.float64),  # 0.0: it does not
         ("free_at", np.float64),  # when a job that came now would begin; 0.0: at once
         ("hung", np.int64),  # the generation of the engine process in which it did; 0: never
@@ -142,9 +143,14 @@ class BoardCondition:
     def engine(self) -> str:
         return bytes(self._row["engine"][0]).decode("utf-8", "replace")
 
-    def become(self, state: State, reason: str, engine: str | None = None) -> None:
+    @property
+    def note(self) -> str:
+        return bytes(self._row["note"][0]).decode("utf-8", "replace")
+
+    def become(self, state: State, reason: str, engine: str | None = None, note: str = "") -> None:
         self._row["reason"] = reason.encode()
         if engine is not None:
+            self._row["note"] = note.encode()
             self._row["engine"] = engine.encode()
         self._row["state"] = STATES.index(state)
 

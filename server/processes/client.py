@@ -175,7 +175,7 @@ class Link:
         control: from the supervisor, who sends the ends of new connections; its end ends the front.
     """
 
-    hung = False  # not here
+    broken = False  # not here
 
     def __init__(self, board: Board, control: socket.socket) -> None:
         self._board = board

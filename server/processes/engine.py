@@ -3,6 +3,7 @@
 1. the board and the connections to the fronts, so that they can be told "not yet"
 2. every model is loaded, proven and given its scheduler, as in the single-process form
 3. SIGTERM, when the fronts have ended: schedulers, engines, 0
+   or the device fails: those inside get 503, schedulers, 1; the supervisor starts another
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ class Engine:
         self._publishing: asyncio.TimerHandle | None = None
         self._end = asyncio.Event()
 
-    async def live(self) -> None:
+    async def live(self) -> int:
+        """
+        Returns:
+            The exit code: 1 where the device failed, and another process must take over.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end.set)
@@ -70,6 +75,8 @@ class Engine:
         await self._hosting.start()
         while not self._end.is_set():
             self._beat()
+            if self._hosting.broken:
+                break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._end.wait(), HEARTBEAT_S)
         log.info("finishing what the engines have")
@@ -81,6 +88,7 @@ class Engine:
         watch.close()
         for name in ("running_since", "free_at"):
             self._board.models[name] = 0.0
+        return 1 if self._hosting.broken else 0
 
     def _mark(self, model: Served, since: float) -> None:
         self._board.models["running_since"][self._models.index(model)] = since
@@ -139,8 +147,8 @@ def work(child: Child) -> int:
     module, name = child.spec.load.split(":")
     load: Load = getattr(importlib.import_module(module), name)
 
-    async def live() -> None:
-        await Engine(child, load).live()
+    async def live() -> int:
+        return await Engine(child, load).live()
 
     factory = None
     if sys.platform != "win32":
@@ -148,8 +156,7 @@ def work(child: Child) -> int:
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(live())
-    return 0
+        return runner.run(live())
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def work(child: Child) -> int:
     )
 
     def prepared() -> bool:
-        return hosting.settled and not hosting.hung
+        return hosting.settled and not hosting.broken
 
     return run_server(app, settings, turns_of(child, workers.width, prepared))
 

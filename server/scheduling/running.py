@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.errors import DeviceFault
 from server.scheduling.queue import Waiting
 
 Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -55,7 +56,8 @@ class Ran:
 
 
 def run_halving(run: Run, again: Run, ran: Ran, clock: Callable[[], float]) -> list[Ran]:
-    """Run a batch; where it fails, its halves, down to the one that cannot be run.
+    """Run a batch; where it fails, its halves, down to the one that cannot be run. A device that fails ends that: no
+    picture is to blame, and none can be run.
 
     Args:
         run: for the batch.
@@ -71,7 +73,7 @@ def run_halving(run: Run, again: Run, ran: Ran, clock: Callable[[], float]) -> l
     except Exception as error:
         ran.failure = error
     ran.ended = clock()
-    if ran.failure is None or len(ran.items) == 1:
+    if ran.failure is None or len(ran.items) == 1 or isinstance(ran.failure, DeviceFault):
         return [ran]
     half = len(ran.items) // 2
     halves = (Ran(items, False, ran.ended) for items in (ran.items[:half], ran.items[half:]))

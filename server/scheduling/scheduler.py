@@ -22,7 +22,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import DeadlineExceeded, Draining, EngineFailed, ModelOutputInvalid, Overloaded, ServiceError
+from server.errors import (
+    DeadlineExceeded,
+    DeviceFault,
+    Draining,
+    EngineFailed,
+    ModelOutputInvalid,
+    NotReady,
+    Overloaded,
+    ServiceError,
+)
 from server.scheduling.costs import Cost
 from server.scheduling.queue import Queue, Waiting
 from server.scheduling.running import Answer, Item, Job, Ran, Run, run_halving
@@ -31,6 +40,7 @@ from server.workers import Rank, Workers, settle, tell
 T = TypeVar("T")
 
 GUESS_RUN_S, GUESS_PIXEL_S = 1e-4, 1e-8  # until a run was measured
+DEVICE_FAILED = "the engine's device failed, the server has to start again"
 WASTE = 0.05  # share of a batch's time that its fixed cost may be; a larger batch is not worth waiting for
 
 
@@ -163,6 +173,7 @@ class Scheduler:
             Overloaded, Draining: no room, or shutting down.
             DeadlineExceeded: the deadline passed in the queue, or is sure to.
             EngineFailed, ModelOutputInvalid: this image failed.
+            NotReady: the device did.
             Exception: whatever `finish` raises.
         """
         self._check_room()
@@ -309,6 +320,9 @@ class Scheduler:
                         self._observer.wasted()
                     elif row is None:
                         _fail(item, ModelOutputInvalid("the network answered NaN or infinity for this image"))
+            elif isinstance(ran.failure, DeviceFault):
+                for item in ran.items:
+                    _fail(item, NotReady(DEVICE_FAILED, retry_after_s=10.0), cause=ran.failure)
             elif len(ran.items) == 1:
                 _fail(ran.items[0], EngineFailed("the engine failed on this image"), cause=ran.failure)
         self._tell_drained()

@@ -18,6 +18,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import export.__main__ as command
+from server.engines.choice import Wanted
 from server.geometry import Picture
 from server.http.app import create_app
 from server.manifest import Manifest, read_bundle
@@ -66,7 +67,7 @@ def test_an_adopted_graph_is_a_bundle_that_proves_itself(graph: Path, out: Path)
     assert set(manifest.parity.runs[0].largest_error) == set(PrototypeMasks.legend)
     shapes = {output.name: output.shape for output in manifest.outputs}
     assert shapes["prototypes"] == ["B", 2, 8, 8]
-    load(out, threads=1).engine.close()
+    load(out, Wanted(threads=1)).engine.close()
 
 
 @pytest.mark.parametrize(("resize", "size"), [("stretch", (60, 80)), ("letterbox", (60, 80)), ("stretch", (20, 16))])
@@ -136,7 +137,7 @@ def test_a_graph_may_ask_for_the_true_sizes(tmp_path: Path, out: Path) -> None:
     with np.load(out / "golden" / "sample.npz") as golden:
         assert golden["sizes"].tolist() == [[24, 32]]
         assert not golden["images"][0, 24:].any()
-    load(out, threads=1).engine.close()
+    load(out, Wanted(threads=1)).engine.close()
 
 
 def test_pixel_planes_are_adopted_too_and_have_one_class(
@@ -175,7 +176,7 @@ def test_squares_over_boxes_are_told_by_the_names_of_the_outputs(tmp_path: Path,
     assert manifest_of(out).masks == RoiMasks(paste="torchvision")
     shapes = {output.name: output.shape for output in manifest_of(out).outputs}
     assert shapes["mask_logits"] == ["B", 3, 8, 8]
-    engine = load(out, threads=1).engine
+    engine = load(out, Wanted(threads=1)).engine
     try:
         images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
         images[:, : SIDE // 2] = 255  # bright above, so the upper half of every box

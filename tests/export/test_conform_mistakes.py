@@ -18,6 +18,7 @@ from export.conform.conventions import POOLS, pool
 from export.conform.systems import find_system
 from models.blocks.mask_rcnn_spec import MaskRCNNSpec
 from models.blocks.norm import BatchNorm
+from models.blocks.pyramid_pool import PyramidPool
 from server.masks.roi import Paste
 from tests.shared_data import shared
 
@@ -47,9 +48,14 @@ def another_eps(spec: MaskRCNNSpec) -> MaskRCNNSpec:
     return replace(spec, backbone=replace(spec.backbone, norm=BatchNorm(eps=0.0)))
 
 
+def another_pool(spec: MaskRCNNSpec, change: Callable[[PyramidPool], PyramidPool]) -> MaskRCNNSpec:
+    assert isinstance(spec.pool, PyramidPool)
+    assert isinstance(spec.mask_pool, PyramidPool)
+    return replace(spec, pool=change(spec.pool), mask_pool=change(spec.mask_pool))
+
+
 def another_canonical_size(spec: MaskRCNNSpec) -> MaskRCNNSpec:
-    level = replace(spec.pool.level, canonical_size=256.0)
-    return replace(spec, pool=replace(spec.pool, level=level), mask_pool=replace(spec.mask_pool, level=level))
+    return another_pool(spec, lambda pool: replace(pool, level=replace(pool.level, canonical_size=256.0)))
 
 
 def another_paste(spec: MaskRCNNSpec) -> MaskRCNNSpec:
@@ -58,8 +64,7 @@ def another_paste(spec: MaskRCNNSpec) -> MaskRCNNSpec:
 
 
 def another_alignment(spec: MaskRCNNSpec) -> MaskRCNNSpec:
-    pools = (replace(each, aligned=not each.aligned) for each in (spec.pool, spec.mask_pool))
-    return replace(spec, pool=next(pools), mask_pool=next(pools))
+    return another_pool(spec, lambda pool: replace(pool, aligned=not pool.aligned))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

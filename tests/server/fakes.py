@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.engines.choice import Wanted
 from server.manifest import read_bundle
 from server.repository import Loaded
 
@@ -75,6 +76,6 @@ class FakeLoader:
         self.may_load = threading.Event()
         self.may_load.set()
 
-    def __call__(self, folder: Path, threads: int) -> Loaded:
+    def __call__(self, folder: Path, wanted: Wanted) -> Loaded:
         self.may_load.wait(30)
         return Loaded(read_bundle(folder), self.engine, pace_s=1e-9)

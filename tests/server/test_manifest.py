@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.errors import BadManifest, GoldenMismatch, HashMismatch, StartupError, UnsupportedModelFile
+from server.engines.choice import Wanted
+from server.errors import BadManifest, GoldenMismatch, HashMismatch, NoEngine, StartupError, UnsupportedModelFile
 from server.manifest import read_bundle, sha256_of
 from server.repository import Repository, find_models, load
 
@@ -30,7 +31,7 @@ def edit(bundle: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_an_intact_bundle_loads_and_reproduces_its_golden_sample(bundle: Path) -> None:
-    loaded = load(bundle, threads=1)
+    loaded = load(bundle, Wanted(threads=1))
     assert loaded.bundle.manifest.name == "tiny"
     assert loaded.pace_s > 0
     loaded.engine.close()
@@ -94,16 +95,16 @@ def test_a_corrupt_graph_with_a_matching_hash_is_refused(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"not a graph")
     edit(bundle, lambda m: m["files"].update({"model.onnx": sha256_of(bundle / "model.onnx")}))
     with pytest.raises(UnsupportedModelFile, match="cannot open"):
-        load(bundle, threads=1)
+        load(bundle, Wanted(threads=1))
 
 
 def test_another_answer_than_the_golden_one_is_refused(bundle: Path) -> None:
     edit(bundle, lambda m: m["golden"].update(tolerance={"onnxruntime-cpu/fp32": 1e-12}))
     with pytest.raises(GoldenMismatch, match="differs"):
-        load(bundle, threads=1)
+        load(bundle, Wanted(threads=1))
     edit(bundle, lambda m: m["golden"].update(tolerance={"tensorrt/fp16": 1.0}))
-    with pytest.raises(GoldenMismatch, match="no golden tolerance"):
-        load(bundle, threads=1)
+    with pytest.raises(NoEngine, match=r"'onnxruntime-cpu/fp32' .* only tensorrt/fp16; export it again"):
+        load(bundle, Wanted(threads=1))
 
 
 def test_an_empty_folder_and_an_unknown_default_model_stop_the_start(bundle: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from server import images
+from server.engines.choice import Wanted
 from server.errors import RequestError, TruncatedImage
 from server.geometry import Frame, Picture
 from server.http.app import create_app
@@ -276,7 +277,7 @@ def test_a_manifest_that_forbids_it_has_photographs_decoded_in_full(tiny_bundle:
     manifest = bundle.manifest.model_copy(update={"input": forbidding})
     engine = Witness()
 
-    def load(folder: Path, threads: int) -> Loaded:
+    def load(folder: Path, wanted: Wanted) -> Loaded:
         return Loaded(Bundle(folder, manifest), engine, pace_s=1e-9)
 
     payload = encode(photograph((3023, 4031), unit=3), "JPEG", quality=90)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from models.blocks.boxes import BoxCoder
-from models.blocks.detections import NO_DETECTION, DetectionSpec, detections
+from models.blocks.class_nms import NO_DETECTION
+from models.blocks.detections import DetectionSpec, detections
 
 SPEC = DetectionSpec(
     classes=2,

@@ -46,10 +46,10 @@ def test_an_empty_box_belongs_to_the_finest_level() -> None:
 def test_every_box_is_pooled_from_its_level_alone(sampling: int, aligned: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 3, side, side, generator=generator) for side in (160, 80, 40, 20)]
-    boxes = torch.cat([squares(20, 130, 300, 520, 130, 0.0)])
-    rows = torch.tensor([0, 1, 0, 1, 1, 0])
+    boxes = squares(20, 130, 300, 520, 130, 0.0)
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
     pool = PyramidPool((4, 8, 16, 32), LevelRule(), sampling, aligned)
-    found = pool(maps, boxes, rows, 7)
+    found = pool(maps, boxes.unflatten(0, (2, 3)), 7)
     for i, level in enumerate(pool.level(boxes, 4).long().tolist()):
         alone = roi_align(maps[level], boxes[i : i + 1], rows[i : i + 1], 1 / (4 << level), 7, sampling, aligned)
         assert torch.equal(found[i], alone[0])
@@ -59,7 +59,7 @@ def test_a_single_map_needs_no_rule() -> None:
     generator = torch.Generator().manual_seed(0)
     single = torch.randn(1, 3, 40, 40, generator=generator)
     boxes, rows = squares(20, 500), torch.zeros(2, dtype=torch.int64)
-    found = PyramidPool((16,), LevelRule(), 0, True)([single], boxes, rows, 14)
+    found = PyramidPool((16,), LevelRule(), 0, True)([single], boxes[None], 14)
     assert torch.equal(found, roi_align(single, boxes, rows, 1 / 16, 14, 0, True))
 
 

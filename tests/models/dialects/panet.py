@@ -22,6 +22,7 @@ from torch import Tensor
 
 from models.blocks.mask_rcnn_spec import MaskRCNNSpec
 from models.blocks.norm import GroupNorm
+from models.blocks.pyramid_pool import PyramidPool, row_of_each
 from models.blocks.roi_align import roi_align
 from models.dialects import detectron_pytorch
 from models.mask_rcnn import MaskRCNN
@@ -74,12 +75,12 @@ class PANet(MaskRCNN):
             found.append(self.layer(below + features, f"Conv_Body.panet_buttomup_conv2_modules.{i}"))
         return [*found, found[-1][:, :, ::2, ::2]]
 
-    def box_stage(self, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.from_all_levels(maps, boxes, batch_index, self.spec.box_head.size, "Box_Head.conv1_head")
+    def box_stage(self, maps: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.from_all_levels(maps, boxes, self.spec.box_head.size, "Box_Head.conv1_head")
         return self.box_predictor(self.box_head(pooled))
 
-    def mask_stage(self, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor) -> Tensor:
-        pooled = self.from_all_levels(maps, boxes, batch_index, self.spec.mask_head.size, "Mask_Head.mask_conv1")
+    def mask_stage(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        pooled = self.from_all_levels(maps, boxes, self.spec.mask_head.size, "Mask_Head.mask_conv1")
         x = self.mask_head.convs[:2](pooled)
         fully = self.layer(self.layer(x, "Mask_Head.mask_conv4_fc"), "Mask_Head.mask_conv5_fc").flatten(1)
         fully = torch.relu(
@@ -88,14 +89,11 @@ class PANet(MaskRCNN):
         logits: Tensor = self.mask_head.logits(torch.relu(self.mask_head.upsample(self.mask_head.convs[2](x))))
         return logits + fully.reshape(-1, 1, *logits.shape[2:])
 
-    def from_all_levels(
-        self, maps: Sequence[Tensor], boxes: Tensor, batch_index: Tensor, size: int, name: str
-    ) -> Tensor:
-        pool = self.spec.pool
+    def from_all_levels(self, maps: Sequence[Tensor], boxes: Tensor, size: int, name: str) -> Tensor:
+        pool, rows, boxes = self.spec.pool, row_of_each(boxes), boxes.flatten(0, 1)
+        assert isinstance(pool, PyramidPool)
         levels = [
-            self.layer(
-                roi_align(features, boxes, batch_index, 1 / stride, size, pool.sampling, pool.aligned), f"{name}.{i}"
-            )
+            self.layer(roi_align(features, boxes, rows, 1 / stride, size, pool.sampling, pool.aligned), f"{name}.{i}")
             for i, (features, stride) in enumerate(zip(maps, pool.strides, strict=False))
         ]
         return torch.stack(levels).amax(dim=0)

@@ -28,6 +28,7 @@ from models.blocks.boxes import clip
 from models.blocks.detections import detections
 from models.blocks.mask_rcnn_spec import MaskRCNNSpec
 from models.blocks.norm import Affine, GroupNorm
+from models.blocks.pyramid_pool import PyramidPool
 from models.blocks.rpn import RPN
 from models.blocks.top import UNUSED
 from models.dialects import detectron_pytorch, published
@@ -259,7 +260,7 @@ def test_class_scores_and_the_boxes_of_all_classes_are_the_recorded_ones(recorde
     panet, view = PANet(spec, recorded.state), recorded.view(spec)
     x = panet.normalise(torch.from_numpy(view.placed()[None]), torch.tensor([view.frame.content]))
     boxes = torch.from_numpy(recorded.boxes)
-    logits, _ = panet.box_stage(panet.maps(x), boxes, torch.zeros(len(boxes), dtype=torch.int64))
+    logits, _ = panet.box_stage(panet.maps(x), boxes[None])
     scores = differ(logits.softmax(dim=1).numpy(), recorded.raw["all_scores"], ABSOLUTE_AFTER_ROI)
     assert scores.of_tolerance <= 1
     moves = torch.from_numpy(recorded.raw["Box_Outs.1"]).unflatten(1, (-1, 4))  # (R, classes, 4)
@@ -295,6 +296,7 @@ def boxes_without_last_pixel(spec: MaskRCNNSpec) -> MaskRCNNSpec:
 
 
 def half_a_cell(spec: MaskRCNNSpec) -> MaskRCNNSpec:
+    assert isinstance(spec.pool, PyramidPool)
     return replace(spec, pool=replace(spec.pool, aligned=True))
 
 
@@ -388,6 +390,7 @@ def test_numbers_that_no_shape_shows() -> None:
     assert spec.backbone.norm == Affine()
     assert (spec.colours.mean, spec.colours.order) == ((122.7717, 115.9465, 102.9801), (2, 1, 0))  # told in RGB
     assert spec.colours.std == (1.0, 1.0, 1.0)
+    assert isinstance(spec.pool, PyramidPool)
     assert (spec.pool.sampling, spec.pool.aligned, spec.pool.level.extent) == (2, False, 1.0)
     assert (spec.rpn.before_nms, spec.rpn.after_nms, spec.rpn.proposals, spec.rpn.edge_multiple) == (
         1000,

@@ -1,0 +1,219 @@
+"""What fewer bits cost, on pictures that people have annotated: mask AP as COCO measures it, before and after.
+
+Answers are made as the server makes them: decoded, placed, run one by one on the engine that serves the bundle, masks
+in original pixels. AP is the mean over IoU 0.50 to 0.95 and over classes, of all answers whatever their score, up to
+1000 a picture; COCO's own 100 would hide part of a crowded picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.errors import ExportError
+from export.precision.pictures import read
+from server.engines import Engine
+from server.formats import FORMATS
+from server.manifest import ClassName, sha256_of
+from server.masks import AnyMasks
+from server.preprocess import AnyInput
+
+ALLOWED = {"fp32": 0.0, "fp16": 0.001, "int8": 0.005}  # AP may fall by that much
+MOST = 1000  # answers a picture
+METRIC = "COCO mask AP, IoU 0.50 to 0.95, up to 1000 answers a picture, score threshold 0"
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """On the 0..1 scale."""
+
+    ap: float  # mean over IoU 0.50 to 0.95
+    ap50: float
+    ap75: float
+
+
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """Pictures and what is in them: COCO's `images`, `annotations` and `categories`, checked."""
+
+    index: dict[str, Any]
+    folder: Path
+    sha256: str
+    category_ids: list[int]  # of the model's classes, in label order; -1 where nobody annotated one
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What turns a picture into instances, besides an engine."""
+
+    input: AnyInput
+    masks: AnyMasks
+    classes: Sequence[str]
+
+
+def read_annotations(path: Path, folder: Path, classes: Sequence[str]) -> Annotated:
+    """
+    Args:
+        path: COCO instances, masks as run lengths or polygons.
+        folder: holds the pictures by their `file_name`.
+        classes: names in label order; categories are found by name.
+
+    Raises:
+        ExportError: not such a file, a picture is missing, or somebody annotated a class that the model has not.
+    """
+    _pycocotools()
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ExportError(f"--check {path} cannot be read as JSON: {error}; give COCO instances") from None
+    lists = ("images", "annotations", "categories")
+    if not isinstance(index, dict) or not all(isinstance(index.get(name), list) and index[name] for name in lists):
+        raise ExportError(f"--check {path} should have images, annotations and categories, none of them empty")
+    try:
+        missing = [image["file_name"] for image in index["images"] if not (folder / image["file_name"]).is_file()]
+        named = {category["id"]: category["name"] for category in index["categories"]}
+        shown = {image["id"] for image in index["images"]}
+        annotations = [_whole(entry) for entry in index["annotations"] if entry["image_id"] in shown]
+        used = {entry["category_id"] for entry in annotations}
+    except (KeyError, TypeError) as error:
+        raise ExportError(f"--check {path} is not COCO: an entry has no {error}; give COCO instances") from None
+    if len(missing) == len(index["images"]):
+        raise ExportError(f"--images {folder} holds none of the {len(missing)} pictures of {path}, as {missing[0]}")
+    if missing:
+        raise ExportError(
+            f"--images {folder} lacks {len(missing)} of {len(index['images'])} pictures of {path}, as {missing[0]}; "
+            "give the folder that has them all, or leave them out of the annotations"
+        )
+    if not annotations:
+        raise ExportError(
+            f"--check {path} has no annotation of any of its {len(shown)} pictures; there is nothing to find"
+        )
+    foreign = sorted({str(named.get(number, number)) for number in used if named.get(number) not in classes})
+    if foreign:
+        raise ExportError(
+            f"--check {path} has annotations of {', '.join(foreign[:5])}; the model's classes are "
+            f"{', '.join(list(classes)[:8])}: rename the categories, or give --classes"
+        )
+    by_name = {name: number for number, name in named.items()}
+    whole: dict[str, Any] = {"info": {}} | index | {"annotations": annotations}
+    return Annotated(whole, folder, sha256_of(path), [by_name.get(name, -1) for name in classes])
+
+
+def measure(served: Served, engine: Engine, annotated: Annotated, title: str) -> Accuracy:
+    """Run all pictures and score what comes of them.
+
+    Raises:
+        ExportError: a picture cannot be read.
+    """
+    results: list[dict[str, Any]] = []
+    images = annotated.index["images"]
+    classes = [ClassName(id=number, name=name) for number, name in enumerate(served.classes, start=1)]
+    for number, image in enumerate(images, start=1):
+        inputs, frame = read(annotated.folder / image["file_name"], served.input)
+        outputs = {name: tensor[0] for name, tensor in engine.run_alone(inputs).items()}
+        segments = sorted(served.masks.decode(outputs, frame, 0.0), key=lambda segment: -segment.score)[:MOST]
+        if frame.size != (image.get("height", frame.size[0]), image.get("width", frame.size[1])):
+            raise ExportError(
+                f"{image['file_name']} is {frame.size[1]} x {frame.size[0]} upright, its annotations are for "
+                f"{image['width']} x {image['height']}; give the pictures that were annotated"
+            )
+        for instance in FORMATS["rle"](segments, frame.size, classes)["instances"]:
+            category = annotated.category_ids[instance["category_id"] - 1]
+            kept = {name: instance[name] for name in ("segmentation", "score")}
+            results.append(kept | {"image_id": image["id"], "category_id": category})
+        if number % 25 == 0:
+            print(f" {title} {number}/{len(images)}", end="", flush=True)
+    return average_precision(annotated.index, [result for result in results if result["category_id"] >= 0])
+
+
+def average_precision(index: dict[str, Any], results: list[dict[str, Any]]) -> Accuracy:
+    """
+    Args:
+        results: COCO results, masks as run lengths.
+    """
+    coco, evaluate = _pycocotools()
+    if not results:
+        return Accuracy(0.0, 0.0, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = coco()
+        truth.dataset = index
+        truth.createIndex()
+        evaluation = evaluate(truth, truth.loadRes(results), "segm")
+        evaluation.params.maxDets = [MOST]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, 0]  # (IoU thresholds, recalls, classes)
+
+    def mean(part: Any) -> float:
+        known = part[part > -1]  # -1: nobody annotated that class
+        return float(np.mean(known)) if known.size else 0.0
+
+    return Accuracy(mean(precision), mean(precision[0]), mean(precision[5]))
+
+
+def judged(
+    precision: str, before: Accuracy, after: Sequence[Accuracy], annotated: Annotated, accept_loss: bool, seconds: float
+) -> dict[str, Any]:
+    """What the manifest says of accuracy.
+
+    Args:
+        after: of the graph, and of the one for TensorRT where it was measured.
+
+    Raises:
+        ExportError: AP fell by more than is allowed, and nobody accepted that.
+    """
+    worst = min(after, key=lambda measured: measured.ap)
+    fell = before.ap - worst.ap
+    if fell > ALLOWED[precision] and not accept_loss:
+        raise ExportError(
+            f"AP falls by {fell:.4f}, from {before.ap:.4f} in fp32 to {worst.ap:.4f} in {precision}; allowed is "
+            f"{ALLOWED[precision]:g}: give more of the pictures that will be served with --calibrate, choose another "
+            "--precision, or take it as it is with --accept-loss"
+        )
+    twin = {f"{precision} for TensorRT": asdict(measured) for measured in after[1:]}
+    return {
+        "metric": METRIC,
+        "annotations_sha256": annotated.sha256,
+        "pictures": len(annotated.index["images"]),
+        "instances": len(annotated.index["annotations"]),
+        "fp32": asdict(before),
+        precision: asdict(after[0]),
+        **twin,
+        "ap_fell_by": fell,
+        "allowed": ALLOWED[precision],
+        "loss_accepted": accept_loss and fell > ALLOWED[precision],
+        "seconds": round(seconds, 1),
+    }
+
+
+def _whole(annotation: dict[str, Any]) -> dict[str, Any]:
+    """What COCO's evaluation asks of every annotation."""
+    if "segmentation" not in annotation:
+        raise KeyError("segmentation")
+    filled = {"iscrowd": 0, "area": 1.0, "bbox": [0, 0, 1, 1]} | annotation
+    if "id" not in filled:
+        raise KeyError("id")
+    return filled
+
+
+def _pycocotools() -> tuple[Any, Any]:
+    """
+    Raises:
+        ExportError: it is not installed.
+    """
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ModuleNotFoundError:
+        raise ExportError(
+            "--check needs pycocotools, which is not installed: pip install pycocotools, or '.[training]'"
+        ) from None
+    return COCO, COCOeval
