@@ -154,7 +154,7 @@ def _reach(model: nn.Module, parts: Sequence[str], pictures: Sequence[Tensors]) 
 
 
 def _copied(model: Exportable) -> Exportable:
-    """Modules and their tensors anew; what else hangs on a module is shared: specs hold operators no copy takes."""
+    """Modules and tensors anew. What else hangs on a module is shared: specs hold operators that cannot be copied."""
     modules = cast(nn.Module, model).modules()
     shared = [value for module in modules for name, value in vars(module).items() if not name.startswith("_")]
     return copy.deepcopy(model, {id(value): value for value in shared})
