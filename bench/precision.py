@@ -3,8 +3,9 @@
     python -m bench.precision --pictures DIR bundles/nuclei/1 runs/nuclei/2 runs/nuclei/3
 
 Bundles take turns picture by picture (A B C A B C ...), so that whatever else the machine does falls on all of them.
-One core: the engine as the server runs it in a crowd. All cores: as it runs a lone request. Memory: what a process of
-its own holds at most, having opened the bundle and answered every picture once on one core.
+One core: CPU time of a run as the server makes it in a crowd, which others on the machine hardly move; images/s is what
+one such core makes. All cores: wall time of a run as for a lone request, true on a quiet machine only. Memory: what a
+process of its own holds at most, having opened the bundle and answered every picture once on one core (Linux).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 from statistics import median
 
 from export.precision.pictures import list_pictures, placed
-from export.progress import peak_memory_mb
 from server.cores import usable_cores
 from server.engines import load_engine
 from server.manifest import MODEL_FILE, Manifest, read_manifest
@@ -31,7 +31,8 @@ def hold(bundle: str, pictures: str, most: int) -> None:
     engine = load_engine(Path(bundle) / MODEL_FILE, 1)
     for inputs in placed(list_pictures(Path(pictures), most), manifest.input):
         engine.run(inputs)
-    print(f"{peak_memory_mb():.0f}")
+    status = Path("/proc/self/status").read_text()  # getrusage would tell of the process that started this one too
+    print(f"{int(status.split('VmHWM:')[1].split()[0]) / 1e3:.0f}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,11 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     times: dict[str, list[list[float]]] = {"one": [[] for _ in engines], "all": [[] for _ in engines]}
     for turn, inputs in enumerate([pictures[0], *pictures]):  # the first once more, to warm up
         for number, engine in enumerate(engines):
-            for kind, run in (("one", engine.run), ("all", engine.run_alone)):
-                began = time.perf_counter()
+            for kind, run, clock in (
+                ("one", engine.run, time.process_time),
+                ("all", engine.run_alone, time.perf_counter),
+            ):
+                began = clock()
                 run(inputs)
                 if turn:
-                    times[kind][number].append(time.perf_counter() - began)
+                    times[kind][number].append(clock() - began)
     for engine in engines:
         engine.close()
     print(f"{len(pictures)} pictures, {usable_cores()} cores; medians")

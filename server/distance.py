@@ -68,7 +68,7 @@ def _of_rows(found: Answer, wanted: Answer) -> float:
         return 0.0
     overlap = _overlaps(wanted["boxes"][used], found["boxes"][other])  # (W, F)
     overlap = np.where(wanted["labels"][used][:, None] == found["labels"][other], overlap, 0.0)
-    partner = _partners(overlap)
+    partner = _partners(overlap, np.abs(scores[:, None] - others))
     lost = scores.sum() + others.sum()
     whole = lost
     for i, j in enumerate(partner):
@@ -79,14 +79,18 @@ def _of_rows(found: Answer, wanted: Answer) -> float:
     return float(lost / whole)
 
 
-def _partners(overlap: Floats) -> list[int]:
-    """For every wanted row the found one that it overlaps best, each taken once; -1 for none. The surest go first."""
+def _partners(overlap: Floats, apart: Floats) -> list[int]:
+    """For every wanted row the found one that is most like it, each taken once; -1 for none. The surest go first.
+
+    Args:
+        overlap, apart: (W, F) of boxes, and between scores.
+    """
     partner = [-1] * overlap.shape[0]
-    left = overlap.copy()
-    while left.size and left.max() >= SAME_OBJECT:
+    left = np.where(overlap >= SAME_OBJECT, overlap - apart, -np.inf)
+    while left.size and np.isfinite(left.max()):
         i, j = np.unravel_index(int(left.argmax()), left.shape)
         partner[int(i)] = int(j)
-        left[i, :], left[:, j] = 0.0, 0.0
+        left[i, :], left[:, j] = -np.inf, -np.inf
     return partner
 
 
