@@ -54,7 +54,8 @@ MAX_BATCH = 8
 SIZE = (256, 320)  # of the inputs of most: one profile in place of two
 PROPOSALS = 300
 SAME = {  # what is left out, and what stands for it
-    "mask_rcnn_r50_fpn_coco_v1": "mask_rcnn_r50_fpn, with another epsilon",
+    "mask_rcnn_r50_fpn": "mask_rcnn_tiny, which is the same with fewer channels",
+    "mask_rcnn_r50_fpn_coco_v1": "mask_rcnn_tiny, with more channels and another epsilon",
     "mask_rcnn_r50_caffe_fpn_mmdet": "mask_rcnn_r50_fpn_mmdet, with its strides in another convolution",
     "mask_rcnn_r101_fpn_d2": "mask_rcnn_r50_fpn_d2, with more blocks",
 }
