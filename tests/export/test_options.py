@@ -77,7 +77,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         assert teaches in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_options_reach_the_bundle_and_its_verification(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     weights = tmp_path / "three.safetensors"

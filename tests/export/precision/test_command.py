@@ -28,6 +28,7 @@ def run(out: Path, weights: Path, *flags: str) -> int:
     return command.main([TINY, "--weights", str(weights), "--out", str(out), "--max-batch", "2", *flags])
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_bundle_in_fewer_bits_is_proven_verified_and_served(
     precision: str, tmp_path: Path, tiny_weights: Path, tiny_bundle: Path
