@@ -27,6 +27,8 @@ from server.settings import Settings
 
 log = logging.getLogger("maskserve")
 
+ENTERING_S = 0.02  # until who was let in last is among the connections that are ended
+
 
 HandsOn = Callable[[asyncio.Transport, bytes], bool]  # see `Door`
 
@@ -170,6 +172,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._door is not None:
             self._door.stop()
+            await asyncio.sleep(ENTERING_S)
         await super().shutdown(sockets)
 
     def _protocol(self, read: bytes) -> asyncio.Protocol:
