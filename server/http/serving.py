@@ -66,8 +66,11 @@ def protocol_with_header_timeout(timeout_s: float, hands_on: HandsOn) -> type[Ht
                 self.data_received(b"")
 
         def _answered(self) -> bool:
+            """Wholly: who sends on before the answer has left would lose the rest of it with the connection."""
             cycle: Any = self.cycle  # none before the first request
-            return cycle is None or bool(cycle.response_complete)
+            if cycle is not None and not cycle.response_complete:
+                return False
+            return self.transport.get_write_buffer_size() == 0
 
         def on_message_begin(self) -> None:
             super().on_message_begin()

@@ -11,7 +11,7 @@ masks of a picture, and a small mask then takes two products of a few cells. Of 
 time, so that values stay in a core's cache, and the bits are all that is ever as large as the mask.
 
 `growing` does the same for cells that lie elsewhere for every mask, and rounds as PyTorch does; a product rounds once
-less, which turns a pixel in a million. Sums of planes have no last bit that would be the right one.
+less, which turns a pixel now and then. Sums of planes have no last bit that would be the right one.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from server.http.reply import Reply
-from server.http.serving import protocol_with_header_timeout
+from server.http.serving import HandsOn, protocol_with_header_timeout
 from server.http.transport import Joined
 
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
@@ -24,6 +24,10 @@ class Remembering(asyncio.Transport):
         super().__init__()
         self.writes: list[bytes] = []
         self.closed = self.aborted = False
+        self.unsent = 0  # bytes
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
 
     def write(self, data: Any) -> None:
         assert not self.closed
@@ -108,9 +112,9 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-def connected(timeout_s: float = 10.0) -> tuple[Any, Remembering]:
+def connected(timeout_s: float = 10.0, hands_on: HandsOn = lambda transport, read: False) -> tuple[Any, Remembering]:
     config = uvicorn.Config(echo, log_config=None, lifespan="off", server_header=False, date_header=False)
-    protocol: Any = protocol_with_header_timeout(timeout_s, lambda transport, read: False)(config, ServerState(), {})
+    protocol: Any = protocol_with_header_timeout(timeout_s, hands_on)(config, ServerState(), {})
     transport = Remembering()
     protocol.connection_made(transport)
     return protocol, transport
@@ -164,5 +168,33 @@ def test_the_headers_of_a_second_request_that_never_end_get_a_408() -> None:
         assert transport.writes[-1].startswith(b"HTTP/1.1 408 ")
         assert b'"code":"request_timeout"' in transport.writes[-1]
         assert transport.closed
+
+    asyncio.run(run())
+
+
+def test_a_connection_is_offered_only_between_requests_and_when_its_answer_has_left() -> None:
+    offered: list[bytes] = []
+
+    def stays(transport: asyncio.Transport, read: bytes) -> bool:
+        offered.append(read)
+        return False
+
+    async def run() -> None:
+        protocol, transport = connected(hands_on=stays)
+        protocol.data_received(REQUEST[:-1])
+        protocol.data_received(REQUEST[-1:])
+        await turns()
+        assert offered == [REQUEST[:-1]]
+        transport.unsent = 1
+        protocol.data_received(REQUEST)
+        await turns()
+        assert len(offered) == 1, "the rest of the answer would be lost"
+        transport.unsent = 0
+        protocol.data_received(REQUEST)
+        protocol.data_received(REQUEST)
+        await turns()
+        assert offered[1:] == [REQUEST], "the second came before the first was answered"
+        assert len(transport.writes) == 4
+        protocol.connection_lost(None)
 
     asyncio.run(run())
