@@ -26,13 +26,14 @@ CODES = {
     "unsupported_pixel_type": "unsupported_media",
 }
 STATUS = {"bad_image": 400, "truncated_image": 400, "image_too_large": 413, "unsupported_media": 415}
-KEPT = 1.05  # memory after another time through the pool, over that after the first two
-TIMES = 4  # since what the allocator keeps goes up and down by tens of megabytes, and a leak only up
+KEPT = 1.02  # memory after a time through the pool, over the higher of the two before it: a leak adds every time
+TIMES = 8  # at most: what the allocators keep comes in a few steps of up to a tenth, and then no more
 
 
 @pytest.fixture(scope="module")
 def port(tiny_bundle: Path) -> Iterator[int]:
-    with serve(tiny_bundle.parent.parent, "--workers", "1") as started:
+    # one thread, as which of several takes a picture is chance, and each keeps memory of its own for the next one
+    with serve(tiny_bundle.parent.parent, "--workers", "1", "--threads", "1") as started:
         yield started
 
 
@@ -87,10 +88,9 @@ def test_every_file_of_the_pool_behaves_and_the_memory_comes_back(port: int) -> 
     assert not complaints, "\n".join(complaints)
     assert len(entries) == 150
     # the engine keeps the memory of ordinary runs (docs/decisions/0003), and the allocator more or less
-    before = [resident_mb(port)]
-    after: list[float] = []
-    while len(after) < TIMES and (not after or after[-1] >= max(before) * KEPT):
+    resident = [resident_mb(port)]
+    while len(resident) < 3 or (resident[-1] >= max(resident[-3:-1]) * KEPT and len(resident) < TIMES):
         for entry in entries:
             ask(port, "POST", "/v1/segment?masks=none", (folder / entry["file"]).read_bytes())
-        (after if len(before) == 2 else before).append(resident_mb(port))
-    assert min(after) < max(before) * KEPT, (before, after)
+        resident.append(resident_mb(port))
+    assert resident[-1] < max(resident[-3:-1]) * KEPT, resident

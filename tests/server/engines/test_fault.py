@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ class Faulty(FakeEngine):
     """Loses its device at a picture whose first pixel is of grey 31; then all is lost."""
 
     lost = False
-    runs = 0
+    batches: tuple[int, ...] = ()  # sizes of those it was asked to run
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        self.runs += 1
+        self.batches += (len(inputs["images"]),)
         self.lost = self.lost or bool((np.asarray(inputs["images"])[:, 0, 0, 0] == FAULT).any())
         if self.lost:
             raise DeviceFault(WHY)
@@ -58,9 +59,9 @@ def test_a_fault_latches_not_ready_and_requests_get_503(tiny_bundle: Path) -> No
         wait_until(lambda: client.get("/readyz").status_code == 503)
         told = client.get("/readyz").json()["models"]["tiny/1"]
         assert told == {"state": "failed", "reason": f"the device failed: {WHY}"}
-        runs = engine.runs
+        runs = engine.batches
         assert_problem(client.post("/v1/segment", content=png()), 503, "not_ready")
-        assert engine.runs == runs  # nobody asks it again
+        assert engine.batches == runs  # nobody asks it again
         assert metric(client, "seg_model_ready") == 0
         assert client.get("/livez").status_code == 503  # so that whoever watches starts it again
         assert app.state.backend.broken  # and it ends by itself
@@ -71,9 +72,16 @@ def test_everybody_in_a_batch_gets_503_and_the_batch_is_not_halved(tiny_bundle: 
     loader.engine = engine = Faulty()
     with TestClient(application(tiny_bundle, loader), raise_server_exceptions=False) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
-        parts = [("image", ("a.png", png(grey=grey), "image/png")) for grey in (FAULT, 128, 128, 128)]
-        assert client.post("/v1/segment", files=parts).status_code == 503
-        assert engine.runs < 4
+        engine.free.clear()
+        with ThreadPoolExecutor(2) as callers:
+            callers.submit(client.post, "/v1/segment", content=png())
+            assert engine.started.wait(10)  # so that the four below wait, and go together
+            parts = [("image", ("a.png", png(grey=grey), "image/png")) for grey in (FAULT, 128, 128, 128)]
+            four = callers.submit(client.post, "/v1/segment", files=parts)
+            wait_until(lambda: metric(client, "seg_queue_depth") == 4)
+            engine.free.set()
+            assert four.result(10).status_code == 503
+        assert engine.batches == (1, 4)
 
 
 def test_a_fault_while_loading_is_told_and_ends_the_process(tiny_bundle: Path) -> None:
