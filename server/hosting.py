@@ -15,6 +15,7 @@ import gc
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -163,7 +164,9 @@ class Hosting:
             self._metrics.begin_at_zero(model.key)
         for model in self._repository.models:
             model.condition.become("loading", "is being loaded and checked")
-            work = asyncio.get_running_loop().run_in_executor(self._loader, self._load, model.folder, wanted)
+            work = asyncio.get_running_loop().run_in_executor(
+                self._loader, self._load, model.folder, replace(wanted, graph_file=model.graph_file)
+            )
             try:
                 loaded = await work
                 check_digest(model)

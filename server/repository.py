@@ -130,6 +130,7 @@ class Served:
     manifest: Manifest | None = None
     batcher: Batcher | None = None
     digest: str | None = None  # sha256 of the manifest that all processes must read; None where there is one process
+    graph_file: int | None = None  # of `engines.ready_graph`, for all processes; None where there is one
 
     @property
     def key(self) -> tuple[str, str]:

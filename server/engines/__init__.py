@@ -37,11 +37,12 @@ class Engine(Protocol):
         """Free the device; `run` is not called again."""
 
 
-def load_engine(path: Path, threads: int) -> Engine:
+def load_engine(path: Path, threads: int, graph_file: int | None = None) -> Engine:
     """Open a model file with the runtime its suffix asks for.
 
     Args:
         threads: cores one run may use.
+        graph_file: of `shared_file`, where several processes open this graph; see `ready_graph`.
 
     Raises:
         UnsupportedModelFile: no runtime for it here, or the runtime refuses the file.
@@ -50,6 +51,6 @@ def load_engine(path: Path, threads: int) -> Engine:
         case ".onnx":
             from server.engines.onnxruntime_cpu import OnnxRuntimeCpu
 
-            return OnnxRuntimeCpu(path, threads)
+            return OnnxRuntimeCpu(path, threads, graph_file)
         case suffix:
             raise UnsupportedModelFile(f"Could not open {path.name}: no runtime for '{suffix}' here.")

@@ -41,6 +41,7 @@ class Wanted:
         max_batch: images in a run; None: as many as the bundle says.
         max_batch_pixels: input pixels of a run of several images.
         cuda_graphs: shapes that ONNX Runtime records on a GPU, for each of its streams.
+        graph_file: where processes of this machine share the graph they have made ready, see `ready_graph`.
     """
 
     threads: int
@@ -48,6 +49,7 @@ class Wanted:
     max_batch: int | None = None
     max_batch_pixels: int = 1_100_000
     cuda_graphs: int = 0
+    graph_file: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,7 @@ def candidates(bundle: Bundle, wanted: Wanted, machine: Here) -> tuple[list[Cand
 def _open_cpu(bundle: Bundle, wanted: Wanted) -> Opened:
     from server.engines import load_engine
 
-    engine = load_engine(bundle.folder / MODEL_FILE, wanted.threads)
+    engine = load_engine(bundle.folder / MODEL_FILE, wanted.threads, wanted.graph_file)
     return Opened(engine, bundle.manifest.precision, _max_batch(bundle, wanted))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from server.engines import Tensors
+from server.engines.ready_graph import ready_graph, ready_options
 from server.errors import UnsupportedModelFile
+from server.shared_file import shared_file
 
 PROVIDER = "CPUExecutionProvider"
 KEPT_PIXELS = 1_100_000  # input pixels of a run up to which its memory is kept for the next one
@@ -25,14 +28,24 @@ class OnnxRuntimeCpu:
 
     The arena keeps a run's memory for the next one, which makes runs a third faster, but it would keep what the largest
     picture ever took; so a run above `KEPT_PIXELS` gives its memory back.
+
+    Args:
+        threads: cores that a lone run may use.
+        graph_file: of `shared_file`, which other processes have too; None: one for this engine alone is made.
     """
 
     name = "onnxruntime-cpu"
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, graph_file: int | None = None) -> None:
         self.slots = threads
-        self._one_core = _session(path, 1)
-        self._all_cores = _session(path, threads) if threads > 1 else self._one_core
+        file = shared_file("graph", 0) if graph_file is None else graph_file
+        try:
+            ready = ready_graph(path, file)
+            self._one_core = _session(path, ready, 1)
+            self._all_cores = _session(path, ready, threads) if threads > 1 else self._one_core
+        finally:
+            if graph_file is None:
+                os.close(file)  # the sessions have mapped it
         self._inputs = {value.name for value in self._one_core.get_inputs()}  # `sizes` is optional
         self._outputs = [output.name for output in self._one_core.get_outputs()]
         self._give_back = onnxruntime.RunOptions()
@@ -54,8 +67,8 @@ class OnnxRuntimeCpu:
         return dict(zip(self._outputs, session.run(self._outputs, fed, options), strict=True))
 
 
-def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
+def _session(path: Path, ready: str | None, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions() if ready is None else ready_options()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False
@@ -64,7 +77,7 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.force_spinning_stop", "1")  # with the end of the run
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=[(PROVIDER, {"arena_extend_strategy": "kSameAsRequested"})]
+            ready or str(path), options, providers=[(PROVIDER, {"arena_extend_strategy": "kSameAsRequested"})]
         )
     except Exception as error:  # onnxruntime has no common base class for its errors
         raise UnsupportedModelFile(f"ONNX Runtime cannot open {path}: {error}") from None

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,23 +21,6 @@ from numpy.typing import DTypeLike, NDArray
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for every dtype
 KEPT_BYTES = 32 * 2**20  # of an empty arena that stay in memory; what was touched beyond goes back to the system
-
-
-def shared_file(name: str, size: int) -> int:
-    """A descriptor of `size` zero bytes in memory that take no room until they are written.
-
-    The file has no name in any file system, so it cannot be left behind, and needs neither /dev/shm nor a disk.
-
-    Args:
-        name: for people who read /proc/<pid>/maps.
-    """
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create(f"maskserve-{name}")
-    else:  # macOS: a file that is removed before it is used
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor
 
 
 class Arena:

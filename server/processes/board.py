@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.processes.arena import Window, shared_file
+from server.processes.arena import Window
 from server.repository import State
+from server.shared_file import shared_file
 
 STATES: tuple[State, ...] = ("loading", "ready", "failed", "closed")
 LOCK_TRIES = 200  # then go on without: a process stopped inside may not stop the others

@@ -42,6 +42,7 @@ class Spec:
     settings: dict[str, Any]
     load: str  # the function that opens a bundle: `server.repository:load`
     models: list[tuple[str, str, str]]  # name, folder of the version, sha256 of its manifest
+    graph_files: list[int]  # of the models: descriptors of what `engines.ready_graph` shares
     fronts: int
     quotas: int
     generation: int  # how many engine processes there have been, this one included
@@ -89,8 +90,8 @@ def run(work: Callable[[Child], int]) -> None:
             totals.install()
             metrics = Metrics(Processes(lambda: people(spec.names, board)), totals.fresh)
             models = [
-                Served(name, int(folder), settings.bundles / name / folder, digest=digest)
-                for name, folder, digest in spec.models
+                Served(name, int(folder), settings.bundles / name / folder, digest=digest, graph_file=graph_file)
+                for (name, folder, digest), graph_file in zip(spec.models, spec.graph_files, strict=True)
             ]
             control = socket.socket(fileno=spec.control)
             repository = Repository(models, settings.default_model)

@@ -9,7 +9,7 @@ memory, the rest is still in the connection; the client notices nothing.
 It also makes connections even again, as those that came while a server was missing would stay with the others for ever.
 
 Every server has an inbox, a socket for descriptors, which lasts as long as the supervisor: what is in it when its owner
-dies is for the next one to read.
+dies is for the next one to read; one that still loads gives it on to who does not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.processes.arena import shared_file
+from server.shared_file import shared_file
 
 log = logging.getLogger("maskserve")
 
@@ -133,7 +133,7 @@ class Handing:
         return True
 
     def take(self) -> None:
-        """All that is in the inbox."""
+        """All that is in the inbox; while we load, a prepared neighbour gets what was meant for the one before us."""
         with contextlib.suppress(BlockingIOError, InterruptedError):
             while True:
                 _, descriptors, _, _ = socket.recv_fds(self._inbox, 1, 2)
@@ -145,7 +145,17 @@ class Handing:
                 with open(descriptors[1], "rb") as file:
                     file.seek(0)
                     read = file.read()
-                self._enter(socket.socket(fileno=descriptors[0]), read)
+                connection = socket.socket(fileno=descriptors[0])
+                if self._gives_on(connection, read):
+                    connection.close()
+                else:
+                    self._enter(connection, read)
+
+    def _gives_on(self, connection: socket.socket, read: bytes) -> bool:
+        others = self._awake(self._clock())
+        if self._rows["prepared"][self._number] or not others.any():
+            return False
+        return self.give(_least(others, self._rows["inside"]), connection.fileno(), read)
 
 
 def _least(among: NDArray[np.bool_], of: NDArray[Any]) -> int:

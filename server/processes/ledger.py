@@ -26,7 +26,8 @@ from prometheus_client import ProcessCollector, values
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from server.processes.arena import Window, shared_file
+from server.processes.arena import Window
+from server.shared_file import shared_file
 
 log = logging.getLogger("maskserve")
 

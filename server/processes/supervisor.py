@@ -32,7 +32,6 @@ from server.errors import StartupError
 from server.http.keys import read_keys
 from server.logs import logging_to_stderr, write_stderr
 from server.manifest import MANIFEST_FILE, sha256_of
-from server.processes.arena import shared_file
 from server.processes.board import Board, make_board
 from server.processes.child import Spec, process_names
 from server.processes.client import INTRODUCTION
@@ -41,6 +40,7 @@ from server.processes.ledger import Ledger, make_ledger
 from server.processes.outside import listening, waking
 from server.repository import Repository, find_models
 from server.settings import Settings
+from server.shared_file import shared_file
 
 log = logging.getLogger("maskserve")
 
@@ -134,6 +134,7 @@ class Supervisor:
         self._all = [self._engine, *self._fronts] if shared else self._fronts
         self._inboxes = make_inboxes(fronts)
         self._ledgers = [make_ledger(process.name) for process in (self._engine, *self._fronts)]
+        self._graph_files = [shared_file(f"graph-{name}-{version}", 0) for name, version, _ in models]
         self._generation = 0
         board.processes["pid"][0] = os.getpid()
 
@@ -179,6 +180,7 @@ class Supervisor:
             settings=self._settings.model_dump(mode="json"),
             load=self._load,
             models=self._models,
+            graph_files=self._graph_files,
             fronts=len(self._fronts),
             quotas=self._quotas,
             generation=self._generation,
@@ -189,7 +191,7 @@ class Supervisor:
             board=self._board.descriptor,
             ledgers=self._ledgers,
         )
-        passed = [theirs.fileno(), self._board.descriptor, *self._ledgers, *doors]
+        passed = [theirs.fileno(), self._board.descriptor, *self._ledgers, *self._graph_files, *doors]
         passed += [descriptor for descriptor in (listen, inbox) if descriptor is not None]
         process.popen = subprocess.Popen(
             [sys.executable, "-m", f"server.processes.{self._kind(process)}"],

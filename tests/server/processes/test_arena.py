@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from server.processes.arena import ALIGNMENT, KEPT_BYTES, Arena, Window, shared_file
+from server.processes.arena import ALIGNMENT, KEPT_BYTES, Arena, Window
+from server.shared_file import shared_file
 
 
 class Places(RuleBasedStateMachine):

@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import DeadlineExceeded, NotReady, Overloaded
-from server.processes.arena import shared_file
 from server.processes.board import Board, make_board
 from server.processes.client import Connection, Link, RemoteBatcher
 from server.processes.serving import Front
 from server.repository import Known, Served
 from server.scheduling import Answer
+from server.shared_file import shared_file
 from server.workers import Workers
 from tests.server.scheduling.test_scheduler import SIDE, Engine, picture, scheduler_of
 

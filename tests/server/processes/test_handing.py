@@ -96,6 +96,28 @@ def test_who_has_two_connections_more_gives_one_now_and_then(room: Room) -> None
     assert room.handing.chosen(5) is None, "where more is to do already, nothing is won"
 
 
+@pytest.mark.parametrize("others", [True, False])
+def test_who_still_loads_gives_on_what_came_for_the_one_before(room: Room, others: bool) -> None:
+    async def scenario() -> None:
+        room.rows["prepared"] = others, 0, others
+        room.rows["inside"] = 3, 0, 2
+        with socket.socket() as sock:
+            assert room.handing.give(1, sock.fileno(), b"read")
+        came: dict[int, list[bytes]] = {1: [], 2: []}
+        for number in (1, 2):
+
+            def enter(connection: socket.socket, read: bytes, number: int = number) -> None:
+                came[number].append(read)
+                connection.close()
+
+            server = room.server(number)
+            server.start(enter)
+            server.stop()  # takes what is there
+        assert came == ({1: [], 2: [b"read"]} if others else {1: [b"read"], 2: []})
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("size", [0, 1, 300_000])
 def test_a_connection_arrives_with_what_was_read_of_it(room: Room, size: int) -> None:
     async def scenario() -> None:

@@ -126,10 +126,12 @@ def test_an_engine_that_hangs_gives_504_and_its_server_is_replaced(bundles: Path
 
 def test_a_server_whose_loop_stands_still_is_replaced_and_the_others_go_on(bundles: Path, tmp_path: Path) -> None:
     with running(bundles, tmp_path, 2, engines="each", engine_timeout_s=2) as server:
+        wait_until(lambda: server.told().count("is ready on") == 2)  # the other one too
         stopped = server.children()["whole 0"]
         os.kill(stopped, signal.SIGSTOP)
         for _ in range(20):
-            assert server.ask(png())[0] == 200
+            status, answer = server.ask(png())
+            assert status == 200, answer
         wait_until(lambda: stopped not in server.children().values())
         assert "hangs: its event loop has not come back for 2 s" in server.told()
 
