@@ -36,7 +36,8 @@ SLOTS = 2  # one copies while the other computes
 KEPT_SHAPES = 64  # whose outputs are known; a model that takes any size has more
 DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
 NO_GRAPH = "-1"  # run option gpu_graph_id: this run is neither recorded nor replayed
-FULL = re.compile(r"out of memory|failed to allocate memory|failure 2\b", re.IGNORECASE)
+FULL = re.compile(r"out of memory|failed to allocate memory|failure 2\b|ALLOC(?:ATION)?_FAILED", re.IGNORECASE)
+REFUSED = re.compile(r"_STATUS_(?:NOT_SUPPORTED|BAD_PARAM|INVALID_VALUE|ARCH_MISMATCH)")  # of cuDNN and cuBLAS
 FAULT = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS|CUFFT|CURAND)(?:_[A-Z]+)? (?:failure|error)\b:? ?(?:\d+)?", re.IGNORECASE)
 
 
@@ -172,7 +173,10 @@ class OnnxRuntimeCuda:
             self._session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
         except Exception as error:  # onnxruntime has no common base class for its errors
-            raise told(error) from error
+            meaning = told(error)
+            if meaning is error:
+                raise
+            raise meaning from error
 
 
 def told(error: Exception) -> Exception:
@@ -184,7 +188,7 @@ def told(error: Exception) -> Exception:
     if FULL.search(text):
         return DeviceFull("ONNX Runtime: the device has no memory left for this")
     found = FAULT.search(text)
-    if found:
+    if found and not REFUSED.search(text):
         return DeviceFault(f"ONNX Runtime: {found.group().strip()}")
     return error
 
