@@ -146,7 +146,7 @@ def test_every_code_is_looked_at(function: str, act: Any) -> None:
     before = runtime.forgotten
     with pytest.raises(DeviceFull, match=f"^{function}: the device has no memory left"):
         act(device)
-    assert (before, runtime.forgotten) == (0, 1)  # lest the next call of a library that shares this runtime is told of it
+    assert (before, runtime.forgotten) == (0, 1)  # or a library that shares the runtime hears of it
 
 
 def test_looking_at_a_device_makes_no_context_on_it() -> None:
