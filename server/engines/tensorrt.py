@@ -77,7 +77,11 @@ class TensorRT:
     def __init__(self, trt: Any, plan: bytes, device: Device, name: str = "tensorrt", slots: int = SLOTS) -> None:
         self.name = name
         self.slots = slots
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        try:
+            self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        except TypeError as error:  # what the bindings make of a null pointer
+            told = f"{name} {trt.__version__} does not start with this GPU and driver; its own line on stderr says why"
+            raise NoEngine(told) from error
         self._runtime.engine_host_code_allowed = False  # a plan may hold code for the host; that is never run
         self._plan = self._runtime.deserialize_cuda_engine(plan)
         if self._plan is None:

@@ -181,6 +181,12 @@ def test_a_file_that_is_no_graph_and_an_output_of_another_type_are_refused(graph
     [
         ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=x", DeviceFault, "failure 700"),
         ("CUDNN failure 5003: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0", DeviceFault, "CUDNN failure 5003"),
+        (
+            "CUDA failure 209: no kernel image is available ; GPU=0",
+            NoEngine,
+            "this GPU with this driver: CUDA failure 209",
+        ),
+        ("CUDA failure 35: CUDA driver version is insufficient ; GPU=-1", NoEngine, "CUDA failure 35"),
         ("CUBLAS failure 14: CUBLAS_STATUS_INTERNAL_ERROR", DeviceFault, "CUBLAS failure 14"),
         ("CUDA error executing cudaEventRecord(event)", DeviceFault, "CUDA error"),
         ("CUDA failure 2: out of memory ; GPU=0", DeviceFull, "no memory left"),

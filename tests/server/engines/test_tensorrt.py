@@ -118,6 +118,18 @@ def test_a_plan_that_tensorrt_does_not_open_is_refused() -> None:
     assert device.empty
 
 
+def test_a_tensorrt_that_does_not_start_is_refused() -> None:
+    device = MemoryDevice()
+    trt = fake_trt.Bindings(device)
+
+    def nothing(logger: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt.Runtime = nothing  # type: ignore[assignment]
+    with pytest.raises(NoEngine, match=r"tensorrt 11\.4\.0\.106 does not start with this GPU and driver"):
+        TensorRT(trt, fake_trt.plan(WIDE), device)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
