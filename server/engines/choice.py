@@ -196,5 +196,8 @@ def _most_pixels(bundle: Bundle, wanted: Wanted) -> int:
 def _bindings(package: str) -> Any:
     try:
         return importlib.import_module(MODULES[package])
-    except (ImportError, OSError):  # not installed, or its library is not to be loaded
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # a library that it needs is missing, or of another CUDA
+        log.warning("%s is installed, and does not load: %s", package, error)
         return None

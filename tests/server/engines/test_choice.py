@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,6 +212,17 @@ def test_with_the_package_and_no_device_the_start_is_refused_too() -> None:
     with pytest.raises(NoEngine, match="no CUDA device: gone"):
         check_start("tensorrt", lambda: Here(None, "no CUDA device: gone", bindings=lambda package: object()))
     check_start("auto", lambda: pytest.fail("auto asks nobody"))
+
+
+@pytest.mark.parametrize("error", ["raise OSError('libnvinfer.so.11: cannot open')", "raise RuntimeError('CUDA 12')"])
+def test_a_tensorrt_that_does_not_load_is_as_good_as_none_and_the_log_says_why(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(error)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    assert choice._bindings("tensorrt") is None
+    assert "tensorrt is installed, and does not load: " in caplog.text
 
 
 def test_a_gpu_that_fails_when_it_is_first_looked_at_is_told_in_a_sentence() -> None:
