@@ -68,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
             say(line)
         for folder in sorted(path.parent for path in args.bundles.glob("*/*/manifest.json")):
             bundle = read_bundle(folder.resolve(), leave_out={PLAN_FILE})
+            if args.engine == "tensorrt" and bundle.manifest.plan is None:
+                say(f"{bundle.manifest.name}/{bundle.manifest.version}: not run, it has no model.plan")
+                continue
             try:
                 for line in bundle_lines(bundle, machine, args):
                     say(line)
