@@ -110,6 +110,7 @@ class OnnxRuntimeCuda:
             ShapeRefused: the batch is larger than the engine was opened for.
             DeviceFull: no memory for what lies between; a smaller batch may fit.
             DeviceFault: the device failed.
+            NoEngine: at the first run: ONNX Runtime is not for this GPU or its driver.
         """
         batch, height, width = inputs["images"].shape[:3]
         if batch > self._largest.images or batch * height * width > self._largest.pixels:
@@ -178,6 +179,8 @@ class OnnxRuntimeCuda:
             meaning = told(error)
             if meaning is error:
                 raise
+            if isinstance(meaning, NoEngine) and self._shapes:  # it did run here
+                raise DeviceFault(str(meaning)) from error
             raise meaning from error
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -151,8 +152,6 @@ def test_without_the_provider_it_says_what_to_install(graph: Path) -> None:
 
 
 def test_another_provider_than_the_wanted_one_is_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA.name])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
@@ -204,6 +203,22 @@ def test_what_onnx_runtime_raises_is_told_apart(text: str, kind: type[Exception]
     assert kind is RuntimeError or "GPU=" not in str(meaning)
 
 
+@pytest.mark.parametrize(("runs", "kind"), [(0, NoEngine), (1, DeviceFault)])
+def test_a_gpu_that_does_not_suit_is_found_at_the_first_run_and_later_is_a_fault(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, runs: int, kind: type[Exception]
+) -> None:
+    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=HERE)
+    for _ in range(runs):
+        engine.run(pictures(1, 8, 8))
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("CUDA failure 46: all CUDA-capable devices are busy or unavailable ; GPU=0")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail)
+    with pytest.raises(kind, match=r"CUDA failure 46$"):
+        engine.run(pictures(1, 8, 8))
+
+
 def test_a_run_that_onnx_runtime_refuses_is_no_fault_of_the_device(graph: Path) -> None:
     engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=HERE)
     with pytest.raises(Exception, match="invalid dimensions") as caught:
@@ -223,8 +238,6 @@ def test_a_device_that_fails_is_told_and_still_closes(graph: Path) -> None:
 
 
 def test_a_device_that_fails_while_the_graph_is_opened_is_told(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("CUDA failure 999: unknown error ; GPU=0 ; hostname=x")
 
