@@ -144,7 +144,7 @@ class Hosting:
                 await model.batcher.close(limit_s)
         self._loader.shutdown(wait=not self.broken)
         for loaded, clock in self._loaded.values():
-            if not clock.since:
+            if not (self.broken or clock.since):  # a device that failed may end the process for being asked to close
                 loaded.engine.close()
         for model in self._repository.models:
             if model.condition.state != "failed":

@@ -65,7 +65,7 @@ class Golden(_Strict):
     """How closely an engine must reproduce the golden sample."""
 
     origin: Literal["pytorch", "onnxruntime-cpu"]
-    tolerance: dict[str, float] = Field(description="largest absolute error per '<engine>/<precision>'")
+    tolerance: dict[str, float] = Field(description="per '<engine>/<precision>', measured as `parity.tolerance` is")
 
 
 class ParityRun(_Strict):
@@ -144,6 +144,13 @@ class Passport(_Strict):
     twin_sha256: Sha256
     plan_sha256: Sha256
     build: dict[str, Any] = Field(description="builder options, seconds, bytes")
+
+    @model_validator(mode="after")
+    def _profiles_take_pictures(self) -> Passport:
+        for profile in self.profiles:
+            if any(len(shapes.get("images", [])) != 4 for shapes in (profile.smallest, profile.largest)):
+                raise ValueError("every profile needs the smallest and the largest 'images', four numbers: B, h, w, 3")
+        return self
 
 
 class Manifest(_Strict):

@@ -21,6 +21,7 @@ from server.engines.choice import Candidate, Here, Wanted, candidates, here
 from server.errors import (
     BadManifest,
     BadParameter,
+    DeviceFault,
     DeviceFull,
     GoldenMismatch,
     HashMismatch,
@@ -152,7 +153,7 @@ def load(folder: Path, wanted: Wanted, machine: Callable[[], Here] = here) -> Lo
     """Verify a bundle, open it with the engine that is wanted, and hold that against its golden sample.
 
     Blocks for seconds. Of several candidates the first that reproduces the sample serves, and says what became of those
-    before it.
+    before it: refused, or failed in a way that no runtime documents.
 
     Raises:
         StartupError: anything is wrong with it.
@@ -164,8 +165,12 @@ def load(folder: Path, wanted: Wanted, machine: Callable[[], Here] = here) -> Lo
     for candidate in order[:-1]:
         try:
             return _open_and_prove(bundle, candidate, passed_over)
-        except StartupError as error:
-            log.warning("model %s/%s is not served by %s: %s", folder.parent.name, folder.name, candidate.name, error)
+        except DeviceFault:
+            raise
+        except Exception as error:
+            bug = None if isinstance(error, StartupError) else error
+            which = folder.parent.name, folder.name, candidate.name
+            log.warning("model %s/%s is not served by %s: %s", *which, error, exc_info=bug)
             told = str(error) if isinstance(error, NoEngine) else f"{type(error).__name__}, see the log"
             passed_over.append(f"not {candidate.name}: {told}")
     return _open_and_prove(bundle, order[-1], passed_over)
@@ -197,19 +202,22 @@ def _open_and_prove(bundle: Bundle, candidate: Candidate, passed_over: list[str]
 def measure(
     engine: Engine, sample: Tensors, max_batch: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, float]:
-    """Run one image and two, warm.
+    """Run one image and two, each of them warm: a GPU's first run of a shape tells nothing of the next.
 
     Returns:
         Seconds per input pixel, and seconds per run besides.
     """
 
     def seconds(inputs: Tensors) -> float:
-        began = clock()
-        engine.run(inputs)
-        return clock() - began
+        turns = []
+        for _ in range(2):
+            began = clock()
+            engine.run(inputs)
+            turns.append(clock() - began)
+        return min(turns)
 
     pixels = sample["images"].shape[1] * sample["images"].shape[2]
-    one = min(seconds(sample) for _ in range(2))
+    one = seconds(sample)
     if max_batch < 2:
         return one / pixels, GUESS_RUN_S
     two = seconds({name: np.repeat(tensor, 2, axis=0) for name, tensor in sample.items()})

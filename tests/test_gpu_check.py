@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu
 from tests.conftest import ROOT
 
 
@@ -65,6 +66,11 @@ def test_an_unknown_word_prints_what_is_known(tmp_path: Path) -> None:
     done = run("gpu_check.sh", "--help", OUT=tmp_path / "out")
     assert done.returncode == 2
     assert "--dry-run" in done.stderr
+
+
+def test_a_bundle_without_a_plan_is_not_a_failure_of_tensorrt(tmp_path: Path) -> None:
+    assert gpu.main(["--engine", "tensorrt", "--pretend", "--out", str(tmp_path / "report.md")]) == 0
+    assert "nuclei/1: not run, it has no model.plan\n\nnothing failed" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.proof

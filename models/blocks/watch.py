@@ -4,7 +4,7 @@
 enough, and tell the `Watch` that they were made with:
 
     watch = Counting()
-    twin = model.plugin_free(rounds=8, watch=watch)
+    twin = model.plugin_free(ClusterNMS(rounds=8, watch=watch))
     twin(images, sizes)
     watch.changed, watch.missed            0, 0: the twin was exact for these pictures
 """

@@ -22,7 +22,7 @@ from server.engines import Engine
 from server.engines.device import Device, open_device
 from server.engines.passport import Machine, largest_batch, misfit, platform_here, read_plan
 from server.engines.provider import CUDA, Provider
-from server.errors import DeviceFull, NoEngine
+from server.errors import DeviceFault, DeviceFull, NoEngine
 from server.manifest import MODEL_FILE, Bundle
 from server.preprocess import FixedInput
 
@@ -100,11 +100,14 @@ def check_start(engine: EngineName, machine: Callable[[], Here] = here) -> None:
     """Refuse at once what no bundle could be served with.
 
     Raises:
-        NoEngine: says what to install.
+        NoEngine: says what to install, or that the GPU failed.
     """
     if engine in ("auto", "onnxruntime"):
         return
-    found = machine()
+    try:
+        found = machine()
+    except DeviceFault as fault:
+        raise NoEngine(f"--engine {engine}: the GPU failed: {fault}") from fault
     if engine == "cuda":
         from server.engines.onnxruntime_cuda import check_provider
 
@@ -195,5 +198,8 @@ def _most_pixels(bundle: Bundle, wanted: Wanted) -> int:
 def _bindings(package: str) -> Any:
     try:
         return importlib.import_module(MODULES[package])
-    except (ImportError, OSError):  # not installed, or its library is not to be loaded
+    except ModuleNotFoundError:
+        return None
+    except Exception as error:  # a library that it needs is missing, or of another CUDA
+        log.warning("%s is installed, and does not load: %s", package, error)
         return None

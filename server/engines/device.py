@@ -33,7 +33,8 @@ SUCCESS, OUT_OF_MEMORY = 0, 2  # cudaError_t
 TO_DEVICE, TO_HOST = 1, 2  # cudaMemcpyKind
 NON_BLOCKING = 1  # cudaStreamNonBlocking: does not wait for the default stream
 MAJOR, MINOR = 75, 76  # cudaDeviceAttr
-NAME_BYTES, PROPERTIES_BYTES = 256, 1 << 14  # cudaDeviceProp begins with the name; its length differs between versions
+# cudaDeviceProp: its length differs between versions, and its first members have been the same since CUDA 10
+NAME_BYTES, MEMORY_AT, PROPERTIES_BYTES = 256, 288, 1 << 14  # char name[256], and after 28 bytes size_t totalGlobalMem
 SONAMES = ("libcudart.so.13", "libcudart.so.12")
 SYSTEM = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib")
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -155,6 +156,7 @@ class CudaDevice:
         self._call("cudaMemcpyAsync", *where, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(stream))
 
     def _read_properties(self) -> Properties:
+        """By calls that make no context on the device, which would take memory of it: the supervisor asks too."""
         parts = []
         for attribute in (MAJOR, MINOR):
             value = ctypes.c_int()
@@ -163,8 +165,7 @@ class CudaDevice:
         described = ctypes.create_string_buffer(PROPERTIES_BYTES)
         self._call("cudaGetDeviceProperties", described, ctypes.c_int(0))
         name = described.raw[:NAME_BYTES].split(b"\0", 1)[0].decode("utf-8", "replace")
-        memory_free, memory = ctypes.c_size_t(), ctypes.c_size_t()
-        self._call("cudaMemGetInfo", ctypes.byref(memory_free), ctypes.byref(memory))
+        memory = ctypes.c_size_t.from_buffer(described, MEMORY_AT)
         version = ctypes.c_int()
         self._call("cudaDriverGetVersion", ctypes.byref(version))
         speaks = f"CUDA {version.value // 1000}.{version.value % 1000 // 10}"
@@ -173,6 +174,7 @@ class CudaDevice:
     def _call(self, function: str, *args: Any) -> None:
         code = getattr(self._cuda, function)(*args)
         if code == OUT_OF_MEMORY:
+            self._cuda.cudaGetLastError()  # forget it, or ONNX Runtime's next call in this thread is told of it
             raise DeviceFull(f"{function}: the device has no memory left for this")
         if code != SUCCESS:
             raise DeviceFault(f"{function}: {self._name(code)}")

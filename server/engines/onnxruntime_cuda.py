@@ -36,7 +36,10 @@ SLOTS = 2  # one copies while the other computes
 KEPT_SHAPES = 64  # whose outputs are known; a model that takes any size has more
 DTYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
 NO_GRAPH = "-1"  # run option gpu_graph_id: this run is neither recorded nor replayed
-FULL = re.compile(r"out of memory|failed to allocate memory|failure 2\b", re.IGNORECASE)
+FULL = re.compile(r"out of memory|failed to allocate memory|failure 2\b|ALLOC(?:ATION)?_FAILED", re.IGNORECASE)
+# its kernels or its CUDA are not for this GPU and driver, or the GPU is somebody else's alone: cudaError_t
+UNFIT = re.compile(r"\bCUDA failure (?:35|46|100|101|209|803|804)\b")
+REFUSED = re.compile(r"_STATUS_(?:NOT_SUPPORTED|BAD_PARAM|INVALID_VALUE|ARCH_MISMATCH)")  # of cuDNN and cuBLAS
 FAULT = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS|CUFFT|CURAND)(?:_[A-Z]+)? (?:failure|error)\b:? ?(?:\d+)?", re.IGNORECASE)
 
 
@@ -107,6 +110,7 @@ class OnnxRuntimeCuda:
             ShapeRefused: the batch is larger than the engine was opened for.
             DeviceFull: no memory for what lies between; a smaller batch may fit.
             DeviceFault: the device failed.
+            NoEngine: at the first run: ONNX Runtime is not for this GPU or its driver.
         """
         batch, height, width = inputs["images"].shape[:3]
         if batch > self._largest.images or batch * height * width > self._largest.pixels:
@@ -172,19 +176,28 @@ class OnnxRuntimeCuda:
             self._session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
         except Exception as error:  # onnxruntime has no common base class for its errors
-            raise told(error) from error
+            meaning = told(error)
+            if meaning is error:
+                raise
+            if isinstance(meaning, NoEngine) and self._shapes:  # it did run here
+                raise DeviceFault(str(meaning)) from error
+            raise meaning from error
 
 
 def told(error: Exception) -> Exception:
-    """What an exception of ONNX Runtime means: the device failed, it is full, or the graph refused this input.
+    """What an exception of ONNX Runtime means: the device failed, it is full or not for us, or the graph refused this
+    input.
 
     Its classes do not tell; its text does, as `CUDA failure 700: an illegal memory access was encountered ; GPU=0 ...`.
     """
     text = str(error)
     if FULL.search(text):
         return DeviceFull("ONNX Runtime: the device has no memory left for this")
+    unfit = UNFIT.search(text)
+    if unfit:
+        return NoEngine(f"ONNX Runtime does not run on this GPU with this driver: {unfit.group()}")
     found = FAULT.search(text)
-    if found:
+    if found and not REFUSED.search(text):
         return DeviceFault(f"ONNX Runtime: {found.group().strip()}")
     return error
 

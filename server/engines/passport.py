@@ -79,10 +79,12 @@ def _version(passport: Passport, machine: Machine) -> str | None:
             "see docs/tensorrt.md"
         )
     here, built = _numbers(trt.__version__), _numbers(passport.package_version)
-    fits = here == built or (passport.version_compatible and here[:1] == built[:1] and here >= built)
+    # a release of TensorRT-RTX runs its own engines alone (NVIDIA, TensorRT-RTX, Engine Compatibility)
+    lasting = passport.version_compatible and passport.package == "tensorrt"
+    fits = here == built or (lasting and here[:1] == built[:1] and here >= built)
     if fits:
         return None
-    wanted = "that or a later one of the same major" if passport.version_compatible else "exactly that one"
+    wanted = "that or a later one of the same major" if lasting else "exactly that one"
     return (
         f"model.plan was built by {passport.package} {passport.package_version} and needs {wanted}, "
         f"here is {trt.__version__}; {AGAIN}"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from server.engines import Tensors
 from server.engines.device import Device
 from server.engines.lanes import Lane, Lanes, Spec, lay_out
-from server.errors import DeviceFault, NoEngine, ShapeRefused
+from server.errors import DeviceFault, DeviceFull, NoEngine, ShapeRefused
 
 SLOTS = 2  # runs at the same time: one copies while the other computes; a third would wait behind both
 Shapes = dict[str, tuple[int, ...]]  # of every input
@@ -68,7 +68,7 @@ class TensorRT:
 
     Raises:
         NoEngine: this TensorRT does not take the plan, or it is none of ours.
-        DeviceFull: not enough memory for it.
+        DeviceFull: not enough memory for it: for its two contexts, or for the copies.
         DeviceFault: the device failed.
     """
 
@@ -77,11 +77,18 @@ class TensorRT:
     def __init__(self, trt: Any, plan: bytes, device: Device, name: str = "tensorrt", slots: int = SLOTS) -> None:
         self.name = name
         self.slots = slots
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        try:
+            self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        except TypeError as error:  # what the bindings make of a null pointer
+            told = f"{name} {trt.__version__} does not start with this GPU and driver; its own line on stderr says why"
+            raise NoEngine(told) from error
         self._runtime.engine_host_code_allowed = False  # a plan may hold code for the host; that is never run
         self._plan = self._runtime.deserialize_cuda_engine(plan)
         if self._plan is None:
-            raise NoEngine(f"{name} {trt.__version__} does not open model.plan; build it again on this machine")
+            raise NoEngine(
+                f"{name} {trt.__version__} does not open model.plan; its own line on stderr says why: make room on the "
+                "GPU, or build it again on this machine"
+            )
         names = [self._plan.get_tensor_name(index) for index in range(self._plan.num_io_tensors)]
         dtypes = {each: np.dtype(trt.nptype(self._plan.get_tensor_dtype(each))) for each in names}
         is_input = {each: self._plan.get_tensor_mode(each) == trt.TensorIOMode.INPUT for each in names}
@@ -151,8 +158,8 @@ class TensorRT:
 
     def _open_context(self) -> Any:
         context = self._plan.create_execution_context()
-        if context is None:
-            raise DeviceFault(f"{self.name}: create_execution_context failed")
+        if context is None:  # the rest of its reasons are in a line of TensorRT's own on stderr
+            raise DeviceFull(f"{self.name}: create_execution_context: the device has no memory left for this")
         return context
 
     def _prepare(self, context: Any, shapes: Shapes) -> dict[str, Spec]:

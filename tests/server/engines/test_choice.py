@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,6 +178,19 @@ def test_an_engine_that_has_no_room_left_to_run_is_passed_over(
     assert "it opened, and has no room left to run" in note
 
 
+def test_a_runtime_that_fails_in_a_way_of_its_own_is_passed_over_by_auto_alone(
+    bundle: Path, gpu: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(bundle: object, wanted: object, machine: object) -> Opened:
+        raise RuntimeError("Non-zero status code returned while running Conv node, /some/path")
+
+    monkeypatch.setattr(choice, "_open_cuda", fail)
+    name, note, _ = served(bundle, gpu)
+    assert (name, note) == ("onnxruntime-cpu", "not ONNX Runtime on the GPU: RuntimeError, see the log")
+    with pytest.raises(RuntimeError, match="Conv node"):
+        served(bundle, gpu, "cuda")
+
+
 @pytest.mark.parametrize("engine", ["cuda", "tensorrt"])
 def test_the_server_does_not_start_on_an_engine_that_is_not_here(
     engine: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -198,3 +212,22 @@ def test_with_the_package_and_no_device_the_start_is_refused_too() -> None:
     with pytest.raises(NoEngine, match="no CUDA device: gone"):
         check_start("tensorrt", lambda: Here(None, "no CUDA device: gone", bindings=lambda package: object()))
     check_start("auto", lambda: pytest.fail("auto asks nobody"))
+
+
+@pytest.mark.parametrize("error", ["raise OSError('libnvinfer.so.11: cannot open')", "raise RuntimeError('CUDA 12')"])
+def test_a_tensorrt_that_does_not_load_is_as_good_as_none_and_the_log_says_why(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tensorrt.py").write_text(error)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    assert choice._bindings("tensorrt") is None
+    assert "tensorrt is installed, and does not load: " in caplog.text
+
+
+def test_a_gpu_that_fails_when_it_is_first_looked_at_is_told_in_a_sentence() -> None:
+    def broken() -> Here:
+        raise DeviceFault("cudaGetDeviceProperties: cudaErrorUnknown (999)")
+
+    with pytest.raises(NoEngine, match=r"^--engine cuda: the GPU failed: cudaGetDeviceProperties: cudaErrorUnknown"):
+        check_start("cuda", broken)

@@ -36,6 +36,7 @@ class FakeRuntime:
         self.copies: list[tuple[int, int]] = []  # bytes, kind
         self.called: list[str] = []
         self.devices = devices
+        self.forgotten = 0  # times that the last error was
 
     def __getattr__(self, name: str) -> Function:
         if not name.startswith("cuda"):
@@ -60,10 +61,11 @@ class FakeRuntime:
         value._obj.value = {75: 9, 76: 0}[attribute.value]
 
     def _cudaGetDeviceProperties(self, properties: Any, device: ctypes.c_int) -> None:  # noqa: N802
-        properties.raw = b"NVIDIA H200\0rest".ljust(1024, b"\1")
+        name, between = b"NVIDIA H200\0rest".ljust(256, b"\1"), bytes(28 + 4)
+        properties.raw = (name + between + (20).to_bytes(8, "little")).ljust(1024, b"\1")
 
-    def _cudaMemGetInfo(self, free: Any, total: Any) -> None:  # noqa: N802
-        free._obj.value, total._obj.value = 10, 20
+    def _cudaGetLastError(self) -> None:  # noqa: N802
+        self.forgotten += 1
 
     def _cudaDriverGetVersion(self, version: Any) -> None:  # noqa: N802
         version._obj.value = 13020
@@ -141,8 +143,22 @@ def test_every_code_is_looked_at(function: str, act: Any) -> None:
     with pytest.raises(DeviceFault, match=rf"^{function}: an unknown error \(9999\)$"):
         act(device)
     runtime.codes[function] = 2
+    before = runtime.forgotten
     with pytest.raises(DeviceFull, match=f"^{function}: the device has no memory left"):
         act(device)
+    assert (before, runtime.forgotten) == (0, 1)  # or a library that shares the runtime hears of it
+
+
+def test_looking_at_a_device_makes_no_context_on_it() -> None:
+    """The supervisor looks too, and would hold some hundred megabytes of a context as long as it lives."""
+    runtime = FakeRuntime()
+    cuda(runtime)
+    assert set(runtime.called) == {
+        "cudaGetDeviceCount",
+        "cudaDeviceGetAttribute",
+        "cudaGetDeviceProperties",
+        "cudaDriverGetVersion",
+    }
 
 
 def test_no_device_is_told_from_a_broken_one() -> None:

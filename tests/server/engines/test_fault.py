@@ -65,6 +65,7 @@ def test_a_fault_latches_not_ready_and_requests_get_503(tiny_bundle: Path) -> No
         assert metric(client, "seg_model_ready") == 0
         assert client.get("/livez").status_code == 503  # so that whoever watches starts it again
         assert app.state.backend.broken  # and it ends by itself
+    assert not engine.closed  # nothing more is asked of it
 
 
 def test_everybody_in_a_batch_gets_503_and_the_batch_is_not_halved(tiny_bundle: Path) -> None:

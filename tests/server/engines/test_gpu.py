@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from server.agreement import in_units, largest_errors
+from server.agreement import off
 from server.cores import usable_cores
 from server.engines import Engine, load_engine
 from server.engines.choice import Wanted, candidates, here
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.gpu
 
 BUNDLES = sorted(path.parent for path in (ROOT / "bundles").glob("*/*/manifest.json"))
 SIDE = 256  # pixels of the pictures here
-TOLERANCE = 0.01  # of each output's unit, where a bundle does not say
+TOLERANCE = 0.01  # where a bundle does not say
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,10 @@ def pictures(bundle: Bundle, batch: int, seed: int = 0) -> dict[str, np.ndarray]
     return {"images": images, "sizes": np.tile(np.array([height, width], np.int32), (batch, 1))}
 
 
-def apart(bundle: Bundle, found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> float:
-    return in_units(largest_errors(found, wanted, bundle.manifest.masks.legend))[1]
+def apart(
+    bundle: Bundle, found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], precision: str | None = None
+) -> float:
+    return off(found, wanted, bundle.manifest.masks.legend, precision or bundle.manifest.precision)[0]
 
 
 def tolerance(bundle: Bundle, name: str) -> float:
@@ -182,8 +184,10 @@ def test_a_plan_that_fits_answers_as_the_cpu(bundle: Bundle, cpu: Engine, device
     name = f"{opened.engine.name}/{opened.precision}"
     for batch in range(1, opened.max_batch + 1):
         inputs = pictures(bundle, batch, seed=batch)
-        share = apart(bundle, opened.engine.run(inputs), cpu.run_alone(inputs))
-        assert share <= bundle.manifest.golden.tolerance[name], batch
+        found = opened.engine.run(inputs)
+        assert (
+            apart(bundle, found, cpu.run_alone(inputs), opened.precision) <= bundle.manifest.golden.tolerance[name]
+        ), batch
     opened.engine.close()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -151,8 +152,6 @@ def test_without_the_provider_it_says_what_to_install(graph: Path) -> None:
 
 
 def test_another_provider_than_the_wanted_one_is_refused(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CPUExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA.name])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
@@ -181,9 +180,18 @@ def test_a_file_that_is_no_graph_and_an_output_of_another_type_are_refused(graph
     [
         ("CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=x", DeviceFault, "failure 700"),
         ("CUDNN failure 5003: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0", DeviceFault, "CUDNN failure 5003"),
+        (
+            "CUDA failure 209: no kernel image is available ; GPU=0",
+            NoEngine,
+            "this GPU with this driver: CUDA failure 209",
+        ),
+        ("CUDA failure 35: CUDA driver version is insufficient ; GPU=-1", NoEngine, "CUDA failure 35"),
         ("CUBLAS failure 14: CUBLAS_STATUS_INTERNAL_ERROR", DeviceFault, "CUBLAS failure 14"),
         ("CUDA error executing cudaEventRecord(event)", DeviceFault, "CUDA error"),
         ("CUDA failure 2: out of memory ; GPU=0", DeviceFull, "no memory left"),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0", DeviceFull, "no memory left"),
+        ("CUDNN failure 3000: CUDNN_STATUS_NOT_SUPPORTED ; GPU=0 ; expr=x", RuntimeError, "NOT_SUPPORTED"),
+        ("CUDNN_FE failure 8: GRAPH_EXECUTION_PLAN_CREATION_FAILED ; GPU=0", DeviceFault, "CUDNN_FE failure 8"),
         ("Failed to allocate memory for requested buffer of size 99", DeviceFull, "no memory left"),
         ("[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input", RuntimeError, "INVALID"),
     ],
@@ -192,7 +200,23 @@ def test_what_onnx_runtime_raises_is_told_apart(text: str, kind: type[Exception]
     meaning = told(RuntimeError(text))
     assert type(meaning) is kind
     assert words in str(meaning)
-    assert kind is RuntimeError or "hostname" not in str(meaning)
+    assert kind is RuntimeError or "GPU=" not in str(meaning)
+
+
+@pytest.mark.parametrize(("runs", "kind"), [(0, NoEngine), (1, DeviceFault)])
+def test_a_gpu_that_does_not_suit_is_found_at_the_first_run_and_later_is_a_fault(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, runs: int, kind: type[Exception]
+) -> None:
+    engine = OnnxRuntimeCuda(graph, MemoryDevice(), LARGEST, provider=HERE)
+    for _ in range(runs):
+        engine.run(pictures(1, 8, 8))
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("CUDA failure 46: all CUDA-capable devices are busy or unavailable ; GPU=0")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run_with_iobinding", fail)
+    with pytest.raises(kind, match=r"CUDA failure 46$"):
+        engine.run(pictures(1, 8, 8))
 
 
 def test_a_run_that_onnx_runtime_refuses_is_no_fault_of_the_device(graph: Path) -> None:
@@ -214,8 +238,6 @@ def test_a_device_that_fails_is_told_and_still_closes(graph: Path) -> None:
 
 
 def test_a_device_that_fails_while_the_graph_is_opened_is_told(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnxruntime
-
     def fail(*args: object, **options: object) -> None:
         raise RuntimeError("CUDA failure 999: unknown error ; GPU=0 ; hostname=x")
 

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from server.engines.passport import Machine, largest_batch, misfit, platform_here, read_plan
 from server.manifest import Bundle, Manifest, Passport, Profile, read_bundle
@@ -92,6 +93,18 @@ def test_the_version_is_the_one_that_built_it_or_a_later_one_where_that_is_allow
     if said is not None:
         assert "tensorrt 11.4.0.106" in said
         assert (version or "not installed here") in said
+
+
+def test_another_release_of_tensorrt_rtx_is_refused_whatever_the_plan_says(manifest: Manifest) -> None:
+    told = {"package": "tensorrt-rtx", "package_version": "1.7.1.116", "version_compatible": True}
+    assert ask(manifest, machine("1.7.1.116"), **told) is None
+    assert "needs exactly that one, here is 1.8.0.1" in str(ask(manifest, machine("1.8.0.1"), **told))
+
+
+def test_a_passport_whose_profiles_take_no_pictures_is_malformed() -> None:
+    for images in ({}, {"images": [1, 16, 16]}, {"pixels": [1, 16, 16, 3]}):
+        with pytest.raises(ValidationError, match="every profile needs the smallest and the largest 'images'"):
+            passport(profiles=[{"smallest": images, "best": {}, "largest": images}])
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,21 @@ def test_code_for_the_host_is_not_allowed() -> None:
 
 def test_a_plan_that_tensorrt_does_not_open_is_refused() -> None:
     device = MemoryDevice()
-    with pytest.raises(NoEngine, match=r"tensorrt 11.4.0.106 does not open model.plan; build it again"):
+    with pytest.raises(NoEngine, match=r"tensorrt 11.4.0.106 does not open model.plan; its own line .* build it again"):
         TensorRT(fake_trt.Bindings(device), b"\x00 no plan", device)
     assert device.empty
+
+
+def test_a_tensorrt_that_does_not_start_is_refused() -> None:
+    device = MemoryDevice()
+    trt = fake_trt.Bindings(device)
+
+    def nothing(logger: object) -> None:
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    trt.Runtime = nothing  # type: ignore[assignment]
+    with pytest.raises(NoEngine, match=r"tensorrt 11\.4\.0\.106 does not start with this GPU and driver"):
+        TensorRT(trt, fake_trt.plan(WIDE), device)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +149,7 @@ def test_a_device_without_room_says_so_and_keeps_nothing() -> None:
     with pytest.raises(DeviceFull):
         TensorRT(fake_trt.Bindings(device), fake_trt.plan(WIDE), device)
     assert device.empty
-    with pytest.raises(DeviceFault, match="create_execution_context failed"):
+    with pytest.raises(DeviceFull, match="tensorrt: create_execution_context: the device has no memory left"):
         opened(WIDE, no_context=True)
 
 

@@ -1,0 +1,54 @@
+"""What a run costs, as it is measured before the first request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from server.engines import Tensors
+from server.repository import measure
+from server.scheduling.scheduler import GUESS_RUN_S
+
+SAMPLE: Tensors = {"images": np.zeros((1, 10, 10, 3), np.uint8), "sizes": np.array([[10, 10]], np.int32)}
+
+
+class Timed:
+    """An engine on a clock of its own: the first run of a shape takes a second, as on a GPU, later ones what they
+    take."""
+
+    name, slots = "timed", 1
+
+    def __init__(self, run_s: float, image_s: float) -> None:
+        self.now = 0.0
+        self._run_s, self._image_s = run_s, image_s
+        self._known: set[tuple[int, ...]] = set()
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        shape = inputs["images"].shape
+        self.now += self._run_s + self._image_s * shape[0] if shape in self._known else 1.0
+        self._known.add(shape)
+        return {}
+
+    run_alone = run
+
+    def close(self) -> None:
+        pass
+
+
+def measured(run_s: float, image_s: float, max_batch: int = 8) -> tuple[float, float]:
+    engine = Timed(run_s, image_s)
+    return measure(engine, SAMPLE, max_batch, lambda: engine.now)
+
+
+def test_what_a_run_costs_besides_its_pictures_is_found_where_the_first_run_of_a_shape_is_slow() -> None:
+    assert measured(0.004, 0.001) == pytest.approx((0.001 / 100, 0.004))
+
+
+def test_a_measurement_keeps_within_bounds() -> None:
+    assert measured(0.0, 0.005) == pytest.approx((0.005 / 100, GUESS_RUN_S))
+    assert measured(0.005, 0.0) == pytest.approx((0.0005 / 100, 0.0045))
+    assert measured(0.004, 0.001, max_batch=1) == pytest.approx((0.005 / 100, GUESS_RUN_S))
