@@ -27,8 +27,8 @@ from PIL import Image
 
 from export.sample import draw
 from server.engines.choice import Wanted
+from server.loading import Loaded
 from server.manifest import read_bundle
-from server.repository import Loaded
 
 PROGRAM = """
 import json, sys
@@ -36,7 +36,7 @@ from server.logs import logging_to_stderr
 from server.settings import Settings
 from server.watchdog import leave
 settings, workers, kind = Settings.model_validate(json.loads(sys.argv[1])), int(sys.argv[2]), sys.argv[3]
-where = {"nuclei": "server.repository:load", "cheap": "bench.workers:load"}[kind]
+where = {"nuclei": "server.loading:load", "cheap": "bench.workers:load"}[kind]
 if workers > 1:
     from server.processes.supervisor import supervise
     code = supervise(settings, workers, settings.engines == "shared", where)

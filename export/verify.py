@@ -17,9 +17,9 @@ from export.source import Exportable, build, load_weights
 from export.twin import check_settled, pictures_of
 from server.cores import usable_cores
 from server.engines import load_engine
+from server.loading import prove_golden
 from server.manifest import MODEL_FILE, TWIN_FILE, Bundle, read_bundle, read_manifest, sha256_of
 from server.preprocess import FixedInput
-from server.repository import prove_golden
 
 EPILOG = """\
 checked, in this order:

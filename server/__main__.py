@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from server.cores import choose_workers, has_gpu, memory_limit, usable_cores
-from server.engines.choice import check_start
 from server.errors import StartupError
 from server.logs import logging_to_stderr
 from server.settings import Settings
@@ -31,7 +30,10 @@ def main() -> int:
     shared = settings.engines == "shared" or (settings.engines == "auto" and on_gpu)
     workers = choose_workers(settings.workers, settings.threads or usable_cores(), shared, memory_limit())
     try:
-        check_start(settings.engine)
+        if settings.engine in ("cuda", "tensorrt"):
+            from server.engines.choice import check_start  # here, as the supervisor is to stay small
+
+            check_start(settings.engine)
         if workers > 1 and sys.platform != "win32":
             from server.processes.supervisor import supervise
 

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from server import memory
 from server.engines.choice import Wanted
 from server.errors import DeadlineExceeded, DeviceFault, NotReady, ServiceError
+from server.loading import Loaded, load
 from server.metrics import Metrics
-from server.repository import Loaded, Repository, Served, check_digest, load
+from server.repository import Repository, Served, check_digest
 from server.scheduling import Answer, Observer, Run, Scheduler
 from server.scheduling.scheduler import DEVICE_FAILED
 from server.settings import Settings

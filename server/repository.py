@@ -1,4 +1,4 @@
-"""The models that are served: found on disk, verified, loaded, and proven on their golden sample before they are ready.
+"""The models that are served: found on disk, and how each of them is doing.
 
 found -> loading -> ready            or  -> failed, with a reason that /readyz repeats
 """
@@ -6,55 +6,25 @@ found -> loading -> ready            or  -> failed, with a reason that /readyz r
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from server.errors import BadManifest, BadParameter, HashMismatch, NotReady, StartupError, UnknownModel, UnknownVersion
+from server.manifest import MANIFEST_FILE, Manifest, sha256_of
 
-from server.agreement import off
-from server.engines import Engine, Tensors
-from server.engines.choice import Candidate, Here, Wanted, candidates, here
-from server.errors import (
-    BadManifest,
-    BadParameter,
-    DeviceFault,
-    DeviceFull,
-    GoldenMismatch,
-    HashMismatch,
-    NoEngine,
-    NotReady,
-    ShapeRefused,
-    StartupError,
-    UnknownModel,
-    UnknownVersion,
-)
-from server.manifest import GOLDEN_FILE, MANIFEST_FILE, PLAN_FILE, Bundle, Manifest, read_bundle, sha256_of
-from server.masks import bind
-from server.scheduling import Answer
-from server.scheduling.scheduler import GUESS_RUN_S
+if TYPE_CHECKING:  # the supervisor, which knows the models and opens none, is to stay small
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from server.scheduling import Answer
 
 log = logging.getLogger("maskserve")
 
 T = TypeVar("T")
 
 State = Literal["loading", "ready", "failed", "closed"]
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """An engine that has reproduced its bundle's golden sample."""
-
-    bundle: Bundle
-    engine: Engine
-    pace_s: float  # seconds per input pixel of a run, and ...
-    run_s: float = GUESS_RUN_S  # ... seconds of every run besides, both of the warm-up
-    max_batch: int | None = None  # images that the engine takes, where that is fewer than the bundle says
-    precision: str | None = None  # that the engine computes in, where that is not the bundle's
-    note: str = ""  # why it is not a better engine; for people, and without paths
 
 
 class Batcher(Protocol):
@@ -147,116 +117,6 @@ class Served:
         if state != "ready" or self.manifest is None or self.batcher is None:
             raise NotReady(f"model '{self.name}' version {self.version} is {state}", retry_after_s=1.0)
         return self.manifest, self.batcher
-
-
-def load(folder: Path, wanted: Wanted, machine: Callable[[], Here] = here) -> Loaded:
-    """Verify a bundle, open it with the engine that is wanted, and hold that against its golden sample.
-
-    Blocks for seconds. Of several candidates the first that reproduces the sample serves, and says what became of those
-    before it: refused, or failed in a way that no runtime documents.
-
-    Raises:
-        StartupError: anything is wrong with it.
-        DeviceFault: the GPU failed; no other candidate is tried in this process.
-    """
-    bundle = read_bundle(folder, leave_out={PLAN_FILE})  # who opens the plan verifies it
-    order, note = candidates(bundle, wanted, machine())
-    passed_over = [note] if note else []
-    for candidate in order[:-1]:
-        try:
-            return _open_and_prove(bundle, candidate, passed_over)
-        except DeviceFault:
-            raise
-        except Exception as error:
-            bug = None if isinstance(error, StartupError) else error
-            which = folder.parent.name, folder.name, candidate.name
-            log.warning("model %s/%s is not served by %s: %s", *which, error, exc_info=bug)
-            told = str(error) if isinstance(error, NoEngine) else f"{type(error).__name__}, see the log"
-            passed_over.append(f"not {candidate.name}: {told}")
-    return _open_and_prove(bundle, order[-1], passed_over)
-
-
-def _open_and_prove(bundle: Bundle, candidate: Candidate, passed_over: list[str]) -> Loaded:
-    """
-    Raises:
-        StartupError: it cannot be opened, or answers something else than the golden sample.
-        DeviceFault: the GPU failed.
-    """
-    opened = candidate.open()
-    engine = opened.engine
-    try:
-        sample = prove_golden(bundle, engine, opened.precision)
-        pace_s, run_s = measure(engine, sample, opened.max_batch)
-    except DeviceFull as error:
-        engine.close()
-        raise NoEngine(f"{error}: it opened, and has no room left to run") from error
-    except ShapeRefused as error:
-        engine.close()
-        raise NoEngine(f"it does not take the golden sample: {error}") from error
-    except BaseException:
-        engine.close()
-        raise
-    return Loaded(bundle, engine, pace_s, run_s, opened.max_batch, opened.precision, "; ".join(passed_over))
-
-
-def measure(
-    engine: Engine, sample: Tensors, max_batch: int, clock: Callable[[], float] = time.perf_counter
-) -> tuple[float, float]:
-    """Run one image and two, each of them warm: a GPU's first run of a shape tells nothing of the next.
-
-    Returns:
-        Seconds per input pixel, and seconds per run besides.
-    """
-
-    def seconds(inputs: Tensors) -> float:
-        turns = []
-        for _ in range(2):
-            began = clock()
-            engine.run(inputs)
-            turns.append(clock() - began)
-        return min(turns)
-
-    pixels = sample["images"].shape[1] * sample["images"].shape[2]
-    one = seconds(sample)
-    if max_batch < 2:
-        return one / pixels, GUESS_RUN_S
-    two = seconds({name: np.repeat(tensor, 2, axis=0) for name, tensor in sample.items()})
-    each = min(max(two - one, one / 10), one)  # a tenth: a measurement this short is never better than that
-    return each / pixels, max(one - each, GUESS_RUN_S)
-
-
-def prove_golden(bundle: Bundle, engine: Engine, precision: str | None = None) -> Tensors:
-    """Run the golden sample in both ways an engine has, and compare.
-
-    Args:
-        precision: that the engine computes in; the bundle's unless given.
-
-    Returns:
-        The sample's inputs, one image.
-
-    Raises:
-        GoldenMismatch: the engine answers something else than the bundle was exported with.
-    """
-    manifest = bundle.manifest
-    kind = f"{engine.name}/{precision or manifest.precision}"
-    tolerance = manifest.golden.tolerance.get(kind)
-    if tolerance is None:
-        raise NoEngine(
-            f"the bundle does not say how closely '{kind}' must reproduce its golden sample, only "
-            f"{', '.join(sorted(manifest.golden.tolerance))}; export it again"
-        )
-    with np.load(bundle.folder / GOLDEN_FILE, allow_pickle=False) as sample:
-        golden = {name: sample[name] for name in sample.files}
-    inputs = {name: golden.pop(name) for name in ("images", "sizes")}
-    for outputs in (engine.run(inputs), engine.run_alone(inputs)):
-        bind({name: tensor[0] for name, tensor in outputs.items()}, manifest.masks.legend)
-        value, words = off(outputs, golden, manifest.masks.legend, precision or manifest.precision)
-        if not value <= tolerance:
-            raise GoldenMismatch(
-                f"{bundle.folder}: the answer differs from the golden sample: {words}; the tolerance on {kind} is "
-                f"{tolerance:g}; run the export again on this machine"
-            )
-    return inputs
 
 
 def find_models(bundles: Path) -> list[Served]:

@@ -19,11 +19,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from server.scheduling import Run
+if TYPE_CHECKING:  # the supervisor, which watches processes and schedules nothing, is to stay small
+    from server.scheduling import Run
 
 log = logging.getLogger("maskserve")
 

@@ -191,6 +191,11 @@ def test_importing_all_of_a_room_brings_no_torch(room: str) -> None:
     assert loaded_with(modules, ("torch",)) == ""
 
 
+def test_the_supervisor_stays_small() -> None:
+    modules = ["server.__main__", "server.processes.supervisor"]
+    assert loaded_with(modules, ("onnxruntime", "fastapi", "server.engines.choice", "server.scheduling")) == ""
+
+
 def test_what_models_may_import_brings_no_web_framework_and_no_engine() -> None:
     values = [module for module in modules_of("server") if lies_in(module, ROOMS["models"].ours)]
     assert loaded_with(values, ("fastapi", "starlette", "uvicorn", "onnxruntime")) == ""

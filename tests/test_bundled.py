@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from server.engines.choice import Wanted
+from server.loading import load
 from server.manifest import read_bundle, sha256_of
-from server.repository import load
 from tests.shared_data import shared
 from training.nuclei.evaluate import GOALS, evaluate, post
 from training.nuclei.server_process import serve

@@ -34,9 +34,10 @@ from server.http.keys import Bucket, Guard, OwnBucket, read_keys
 from server.http.playground import create_playground_router
 from server.http.routes import Context, create_router
 from server.http.segmenting import Limits, Segmenting
+from server.loading import load
 from server.metrics import Metrics
 from server.pipeline import Pipeline
-from server.repository import Repository, find_models, load
+from server.repository import Repository, find_models
 from server.settings import Settings
 from server.watchdog import LoopWatch
 from server.workers import Workers

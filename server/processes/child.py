@@ -40,7 +40,7 @@ class Spec:
     number: int  # of a front, from 0
     parent: int  # process id of the supervisor
     settings: dict[str, Any]
-    load: str  # the function that opens a bundle: `server.repository:load`
+    load: str  # the function that opens a bundle: `server.loading:load`
     models: list[tuple[str, str, str]]  # name, folder of the version, sha256 of its manifest
     graph_files: list[int]  # of the models: descriptors of what `engines.ready_graph` shares
     fronts: int

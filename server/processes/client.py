@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import time
 import weakref
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from server.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded, ServiceError
 from server.processes.arena import Arena, Window
 from server.processes.board import Board
-from server.processes.wire import Answered, Cancel, Failed, Free, Job, Message, Unpacker, pack
+from server.processes.wire import INTRODUCTION, Answered, Cancel, Failed, Free, Job, Message, Unpacker, pack
 from server.scheduling import Answer
 from server.workers import Rank, Workers
 
@@ -36,7 +35,6 @@ log = logging.getLogger("maskserve")
 
 T = TypeVar("T")
 
-INTRODUCTION = struct.Struct("<QQ")  # which front, which generation of the engine process; three descriptors come along
 FIRST_WAIT_S = 2.0  # that a front gives its first connection before it accepts requests
 
 

@@ -23,8 +23,8 @@ from server.cores import usable_cores
 from server.hosting import Guarded, Hosting, Load
 from server.processes.board import BoardCondition
 from server.processes.child import Child, run
-from server.processes.client import INTRODUCTION
 from server.processes.serving import Front
+from server.processes.wire import INTRODUCTION
 from server.repository import Served
 from server.watchdog import LoopWatch
 from server.workers import Workers

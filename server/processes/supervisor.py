@@ -34,10 +34,10 @@ from server.logs import logging_to_stderr, write_stderr
 from server.manifest import MANIFEST_FILE, sha256_of
 from server.processes.board import Board, make_board
 from server.processes.child import Spec, process_names
-from server.processes.client import INTRODUCTION
 from server.processes.handing import make_inboxes
 from server.processes.ledger import Ledger, make_ledger
 from server.processes.outside import listening, waking
+from server.processes.wire import INTRODUCTION
 from server.repository import Repository, find_models
 from server.settings import Settings
 from server.shared_file import shared_file
@@ -74,7 +74,7 @@ class Process:
             self.popen.send_signal(number)
 
 
-def supervise(settings: Settings, fronts: int, shared: bool, load: str = "server.repository:load") -> int:
+def supervise(settings: Settings, fronts: int, shared: bool, load: str = "server.loading:load") -> int:
     """Serve until a signal comes.
 
     Args:

@@ -30,6 +30,7 @@ from server.errors import (
 
 HEAD = struct.Struct("<IB")
 LARGEST = 2**20  # bytes of a message; more means that the stream is broken
+INTRODUCTION = struct.Struct("<QQ")  # by the supervisor, to both, with three descriptors: which front, which generation
 
 ERRORS: dict[str, type[ServiceError]] = {
     kind.code: kind

@@ -21,10 +21,10 @@ import export.__main__ as command
 from server.engines.choice import Wanted
 from server.geometry import Picture
 from server.http.app import create_app
+from server.loading import load
 from server.manifest import Manifest, read_bundle
 from server.masks import PrototypeMasks, RoiMasks
 from server.preprocess import FixedInput, place
-from server.repository import load
 from server.rle import counts_to_mask, string_to_counts
 from server.settings import Settings
 from tests.export.graphs import ROWS, SIDE, Graph

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engines.choice import Wanted
+from server.loading import Loaded
 from server.manifest import read_bundle
-from server.repository import Loaded
 
 
 class FakeEngine:

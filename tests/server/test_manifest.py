@@ -11,8 +11,9 @@ import pytest
 
 from server.engines.choice import Wanted
 from server.errors import BadManifest, GoldenMismatch, HashMismatch, NoEngine, StartupError, UnsupportedModelFile
+from server.loading import load
 from server.manifest import read_bundle, sha256_of
-from server.repository import Repository, find_models, load
+from server.repository import Repository, find_models
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from server.engines.choice import Wanted
 from server.errors import RequestError, TruncatedImage
 from server.geometry import Frame, Picture
 from server.http.app import create_app
+from server.loading import Loaded
 from server.manifest import Bundle, read_bundle
 from server.masks import CenterOffsetMasks
 from server.preprocess import InputSpec, place
-from server.repository import Loaded
 from server.segments import Segment
 from server.settings import Settings
 from tests.server.fakes import FakeEngine, FakeLoader

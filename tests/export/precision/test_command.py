@@ -16,8 +16,8 @@ from export.precision import accuracy
 from export.source import build
 from server.cores import usable_cores
 from server.engines.choice import Wanted
+from server.loading import load
 from server.manifest import read_bundle
-from server.repository import load
 from tests.export.precision.networks import pictures
 
 TINY = "models.unet:unet_tiny"

@@ -20,7 +20,7 @@ from server.engines.choice import EngineName, Here, Opened, Wanted, check_start,
 from server.engines.passport import platform_here
 from server.engines.provider import Provider
 from server.errors import DeviceFault, DeviceFull, NoEngine
-from server.repository import load
+from server.loading import load
 from tests.server.engines.memory import MemoryDevice
 
 PLAN = b"a plan"

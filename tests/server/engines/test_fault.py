@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from server.engines.choice import Wanted
 from server.errors import DeviceFault
 from server.http.app import create_app
-from server.repository import Loaded
+from server.loading import Loaded
 from server.settings import Settings
 from tests.server.fakes import FakeEngine, FakeLoader
 from tests.server.processes.behaving import FAULT

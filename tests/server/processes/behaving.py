@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from server.engines.choice import Wanted
 from server.errors import DeviceFault
+from server.loading import Loaded
 from server.manifest import read_bundle
-from server.repository import Loaded
 from tests.server.fakes import FakeEngine
 
 POISON, NAN, KILL, HANG, SLOW, FAULT = 13, 17, 19, 23, 29, 31
