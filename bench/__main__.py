@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from bench import latency, masks, peers, photos, prototypes, roi
+from bench import latency, masks, overload, peers, photos, prototypes, roi
 
 
 def main() -> int:
@@ -13,6 +13,7 @@ def main() -> int:
         failed += part.main() != 0
         print(flush=True)
     failed += peers.main([]) != 0
+    failed += overload.main([]) != 0  # with the networks of the one before
     return failed
 
 
