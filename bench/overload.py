@@ -4,8 +4,8 @@
 
 Calm is 8 callers who wait for their answers. In a storm requests come at random, three times as many as the calms
 carried; what counts are right answers within a second of the moment when they were due. The load comes from
-`python -m loadtest`, which takes cores too; how much is printed. CPU time of a refusal: what the server took in a storm,
-less what its answers would have taken in the calms beside it, over the refusals.
+`python -m loadtest`, which takes cores too; how much is printed. CPU time of a refusal: what the server took in a
+storm, less what its answers would have taken in the calms beside it, over the refusals.
 """
 
 from __future__ import annotations
