@@ -138,7 +138,8 @@ def _cpu_s() -> float:
 
 def _pss_mb() -> float:
     texts = [Path(f"/proc/{number}/smaps_rollup").read_text() for number in _server()]
-    return sum(float(value) for text in texts for value in re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)) / 1000
+    kib = [float(value) for text in texts for value in re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)]
+    return sum(kib) * 1024 / 1e6
 
 
 if __name__ == "__main__":

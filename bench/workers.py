@@ -78,6 +78,9 @@ class Cheap:
     def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return self.run(inputs)
 
+    def give_back(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -172,6 +172,7 @@ class Hosting:
                 loaded = await work
                 check_digest(model)
                 self._serve(model, loaded)
+                await asyncio.get_running_loop().run_in_executor(self._loader, loaded.engine.give_back)
             except DeviceFault as fault:
                 self._device_failed(model, None, fault)
                 return

@@ -33,6 +33,9 @@ class Engine(Protocol):
     def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         """The same while nothing else computes: it may use all cores."""
 
+    def give_back(self) -> None:
+        """Return the memory that runs so far have taken and that is kept for the next ones, which take it again."""
+
     def close(self) -> None:
         """Free the device; `run` is not called again."""
 

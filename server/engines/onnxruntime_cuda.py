@@ -140,6 +140,9 @@ class OnnxRuntimeCuda:
     def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         return self.run(inputs)
 
+    def give_back(self) -> None:
+        """Nothing: what it has is laid out for the largest run, and stays."""
+
     def close(self) -> None:
         self._lanes.close()
         del self._session

@@ -132,6 +132,9 @@ class TensorRT:
     def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         return self.run(inputs)
 
+    def give_back(self) -> None:
+        """Nothing: what it has is laid out for the largest run, and stays."""
+
     def close(self) -> None:
         """Contexts, then the plan, then the runtime: the order in which they need each other."""
         self._lanes.close()

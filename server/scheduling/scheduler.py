@@ -46,7 +46,7 @@ WASTE = 0.05  # share of a batch's time that its fixed cost may be; a larger bat
 
 @dataclass(slots=True)
 class Observer:
-    """Where the scheduler reports what it did, on the event loop; the defaults drop it."""
+    """Where the scheduler reports what it did, on the event loop, and `depth` in a worker too; the defaults drop it."""
 
     batch: Callable[[int, float], None] = lambda size, busy_s: None
     depth: Callable[[int], None] = lambda waiting: None
@@ -184,12 +184,12 @@ class Scheduler:
         item = Waiting(job, tensor.shape, pixels, self._clock(), priority, deadline)
         with self._lock:
             self._queue.push(item)
+            self._tell_depth()
             full = len(self._queue) >= self._max_batch
             if full or not self._delay_s:
                 self._call_worker()
         if not full and self._delay_s:
             self._loop.call_later(self._delay_s, self._call_worker_later)
-        self._tell_depth()
         self._unanswered += 1
         try:
             result: T = await job.future
@@ -197,7 +197,7 @@ class Scheduler:
         except asyncio.CancelledError:
             with self._lock:
                 self._queue.remove(item)
-            self._tell_depth()
+                self._tell_depth()
             raise
         finally:
             self._unanswered -= 1
@@ -223,6 +223,7 @@ class Scheduler:
         except TimeoutError:
             with self._lock:
                 unserved = self._queue.clear()
+                self._tell_depth()
                 stuck = [item for ran in self._running for item in ran.items]
             for item in unserved:
                 _fail(item, Draining("the server shut down before this image's turn", retry_after_s=1.0))
@@ -252,6 +253,7 @@ class Scheduler:
             idle = self._slots - len(self._running)
             worth = self._worth(max((item.pixels for item in self._queue), default=1))
             batch, late = self._queue.take(self._clock(), idle, worth)
+            self._tell_depth()
             alone = self._run_alone is not None and not len(self._queue) and not self._running and not self._crowded()
             first = Ran(batch, alone, self._clock())
             if batch:
@@ -306,11 +308,9 @@ class Scheduler:
     def _told_late(self, late: Sequence[Item]) -> None:
         for item in late:
             _fail(item, DeadlineExceeded("the deadline passed while the image waited", retry_after_s=0.0))
-        self._tell_depth()
         self._tell_drained()
 
     def _told_ran(self, runs: Sequence[Ran]) -> None:
-        self._tell_depth()
         for ran in runs:
             self._observer.batch(len(ran.items), ran.ended - ran.began)
             if ran.failure is None:
@@ -328,6 +328,7 @@ class Scheduler:
         self._tell_drained()
 
     def _tell_depth(self) -> None:
+        """Under the lock, whenever the queue has changed."""
         self._observer.depth(len(self._queue))
 
     def _tell_drained(self) -> None:

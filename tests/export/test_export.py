@@ -187,6 +187,8 @@ class Wrong:
     def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return self.run(inputs)
 
+    def give_back(self) -> None: ...
+
     def close(self) -> None:
         self._engine.close()
 

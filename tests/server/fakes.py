@@ -33,6 +33,7 @@ class FakeEngine:
         self.patience_s = 30.0  # how long it lets itself be held
         self.images = 0
         self.closed = False
+        self.gave_back = False
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         self.started.set()
@@ -63,6 +64,9 @@ class FakeEngine:
 
     def run_alone(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return self.run(inputs)
+
+    def give_back(self) -> None:
+        self.gave_back = True
 
     def close(self) -> None:
         self.closed = True

@@ -35,6 +35,9 @@ class Timed:
 
     run_alone = run
 
+    def give_back(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -82,6 +82,8 @@ class Squares:
 
     run = run_alone
 
+    def give_back(self) -> None: ...
+
     def close(self) -> None: ...
 
 

@@ -74,6 +74,7 @@ class Renamed:
     def __init__(self, engine: Engine, name: str) -> None:
         self._engine, self.name = engine, name
         self.run, self.run_alone, self.close = engine.run, engine.run_alone, engine.close
+        self.give_back = engine.give_back
 
 
 @pytest.fixture

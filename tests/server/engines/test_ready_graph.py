@@ -118,6 +118,22 @@ def test_the_weights_are_in_memory_once(tmp_path: Path) -> None:
     assert int(done.stdout) / 1024 < WEIGHTS_MB / 2  # two sessions' own copies would be twice `WEIGHTS_MB`
 
 
+def test_what_runs_took_comes_back_when_asked_for(tiny_bundle: Path) -> None:
+    code = (
+        "import ctypes, sys; import numpy as np; from pathlib import Path; from server.engines import load_engine\n"
+        "def anonymous():\n"
+        "    ctypes.CDLL(None).malloc_trim(0)\n"
+        "    return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0])\n"
+        "engine = load_engine(Path(sys.argv[1]), 2)\n"
+        "def inputs(side): return dict(images=np.zeros((1, side, side, 3), 'u1'), sizes=np.full((1, 2), side, 'i4'))\n"
+        "for run in engine.run, engine.run_alone: run(inputs(32)); run(inputs(1024))\n"
+        "ran = anonymous(); engine.give_back(); print(ran - anonymous())"
+    )
+    command = [sys.executable, "-c", code, str(tiny_bundle / "model.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) > 16 * 1024, "both sessions kept what a megapixel takes"
+
+
 def test_a_graph_that_cannot_be_written_is_opened_as_it_is(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
