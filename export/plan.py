@@ -40,7 +40,8 @@ examples:
   python -m server --bundles bundles --engine tensorrt
 
 What it computes in is read from the layers of the engine that was built. If the manifest's precision is not there, no
-engine is written. Whether its answers are right shows when it runs: 'python -m export verify BUNDLE' on that machine.
+engine is written. Whether its answers are right shows when it runs: the server asks it for the golden sample before it
+says ready.
 """
 
 
@@ -112,7 +113,7 @@ def plan(args: argparse.Namespace) -> None:
     options.check(package)
     progress = Progress(steps=4)
     with progress.step(f"reading {args.bundle} and checking sha256"):
-        manifest = read_bundle(folder, leave_out={PLAN_FILE} if args.replace else ()).manifest
+        manifest = read_bundle(folder, leave_out={PLAN_FILE}).manifest  # the old engine is not opened
         check_bundle(args.bundle, manifest, args.replace)
         twin = folder / TWIN_FILE
         inputs = ["images", "sizes"] if takes_sizes(onnx.load(twin, load_external_data=False)) else ["images"]

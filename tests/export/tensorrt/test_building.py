@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from export.errors import ExportError
 from export.plan import refusal
 from export.tensorrt import building
 from export.tensorrt.building import Built, Refused, build
+from export.tensorrt.listening import log_of, monitor_of
 from export.tensorrt.options import Options
 from export.tensorrt.package import Package
 from export.tensorrt.profiles import profiles_for
@@ -165,7 +168,7 @@ def test_a_file_that_is_no_graph_is_refused(rtx: Package, tmp_path: Path) -> Non
 
 def test_a_timing_cache_is_made_kept_and_written_whole(rtx: Package, tmp_path: Path) -> None:
     """tensorrt-rtx has the words of a timing cache and no use for it: enough to run ours."""
-    config = rtx.trt.Builder(building._log(rtx.trt)).create_builder_config()
+    config = rtx.trt.Builder(log_of(rtx.trt)).create_builder_config()
     path = tmp_path / "kernels.cache"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -176,7 +179,54 @@ def test_a_timing_cache_is_made_kept_and_written_whole(rtx: Package, tmp_path: P
             building._load_timing_cache(config, tmp_path)
         with pytest.raises(ExportError, match="cannot write --timing-cache"):
             building._save_timing_cache(config, tmp_path / "nowhere" / "kernels.cache")
+        with pytest.raises(ExportError, match=f"there is no folder {tmp_path / 'nowhere'}; make it first"):
+            building._load_timing_cache(config, tmp_path / "nowhere" / "kernels.cache")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def told(inspector: str, listed: str, loads: bool = True) -> tuple[list[str], str]:
+    """The types of the layers and who told them, of an engine that a machine with a GPU loads."""
+    asked = SimpleNamespace(get_engine_information=lambda format_: inspector)
+    engine = SimpleNamespace(create_engine_inspector=lambda: asked) if loads else None
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    trt = SimpleNamespace(Runtime=lambda log: runtime, LayerInformationFormat=SimpleNamespace(JSON="json"))
+    layers, source = building._read_back(trt, SimpleNamespace(layers=lambda: listed), b"plan", {"conv": "fp16"})
+    return [layer.type for layer in layers], source
+
+
+def test_a_loaded_engine_is_asked_first_and_the_builder_where_it_names_nothing() -> None:
+    layer = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Datatype": "Half"}], "Outputs": []}
+    named = json.dumps({"Layers": [layer | {"Metadata": "[ONNX Layer: conv]"}]})
+    listed = "Layers:\nName: conv, LayerType: gemm, Inputs: [ { Datatype: Float }], Metadata: [ONNX Layer: conv]\n\nI/O"
+    assert told(named, "") == told(named, listed) == (["fp16"], "engine")
+    assert told(json.dumps({"Layers": [layer]}), listed) == (["fp32"], "builder")
+    assert told("", listed, loads=False) == (["fp32"], "builder")
+    with pytest.raises(ExportError, match="its precision cannot be proven; build it on a machine with the GPU"):
+        told("", "", loads=False)
+
+
+def test_tensorrt_is_told_which_other_gpus_may_run_the_engine(rtx: Package) -> None:
+    """The full package's way through the configuration, in the words of the bindings that are here."""
+    full = Package(
+        "tensorrt", "11.4.0", rtx.trt, builds_for_others=False, has_timing_cache=True, has_hardware_levels=True
+    )
+    seen: dict[str, Any] = {}
+    config = SimpleNamespace(
+        clear_flag=lambda flag: seen.update(cleared=flag),
+        set_flag=lambda flag: seen.setdefault("set", []).append(flag),
+        set_memory_pool_limit=lambda pool, size: seen.update(limit=(pool, size)),
+    )
+    options = Options(
+        compute_capabilities=["8.9"], hardware="ampere_plus", version_compatible=True, workspace_mb=512, level=5
+    )
+    assert building._configure(full, SimpleNamespace(create_builder_config=lambda: config), options) is config
+    assert config.hardware_compatibility_level == rtx.trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert config.builder_optimization_level == 5
+    assert not hasattr(config, "num_compute_capabilities")
+    flags = rtx.trt.BuilderFlag
+    assert seen["cleared"] == flags.TF32
+    assert seen["set"] == [flags.VERSION_COMPATIBLE, flags.EXCLUDE_LEAN_RUNTIME]
+    assert seen["limit"] == (rtx.trt.MemoryPoolType.WORKSPACE, 512 << 20)
 
 
 class _Refusing:
@@ -229,9 +279,9 @@ def test_a_compiler_that_dies_is_told_in_a_sentence(
 
 def test_long_phases_say_how_far_they_are(rtx: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("export.tensorrt.building.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("export.tensorrt.listening.time.monotonic", lambda: now[0])
     said: list[str] = []
-    monitor = building._monitor(rtx.trt, said.append)
+    monitor = monitor_of(rtx.trt, said.append)
     monitor.phase_start("Building engine", None, 6)
     monitor.phase_start("Timing graph nodes", "Building engine", 50)
     for step in range(4):

@@ -65,8 +65,8 @@ def test_an_engine_comes_into_the_bundle_with_its_passport(
     untold = Manifest.model_validate(json.loads((twinned / "manifest.json").read_text()))
     assert untold == manifest
 
-    assert "has an engine for tensorrt-rtx already; give --replace" in refused(twinned, capsys)
     (twinned / PLAN_FILE).write_bytes(b"damaged")
+    assert "has an engine for tensorrt-rtx already; give --replace" in refused(twinned, capsys)
     assert command.main(["plan", str(twinned), "--builder", "tensorrt-rtx", "--replace", "--max-batch", "1"]) == 0
     again = read_bundle(twinned).manifest.plan
     assert again is not None
