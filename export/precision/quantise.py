@@ -25,7 +25,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from export.errors import ExportError
-from export.precision.layers import MOVERS, PRODUCTS, Layer, movers_of, name_nodes
+from export.precision.layers import MOVERS, PRODUCTS, Layer, layers_of, movers_of, name_nodes
 from server.cores import usable_cores
 from server.engines import Tensors
 
@@ -54,8 +54,8 @@ def prepared(path: Path) -> onnx.ModelProto:
     """
     graph = onnx.shape_inference.infer_shapes(onnx.load(path))
     name_nodes(graph)
-    if not any(node.op_type in PRODUCTS for node in graph.graph.node):
-        raise ExportError("the graph holds no convolution and no matrix product; int8 has nothing to act on")
+    if not layers_of(graph):
+        raise ExportError("the graph holds no convolution and no product with weights; int8 has nothing to act on")
     return graph
 
 

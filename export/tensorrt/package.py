@@ -89,7 +89,8 @@ def compute_capabilities(package: Package, asked: Sequence[str], here: Propertie
         if here is None:
             raise ExportError(
                 f"{package.name} builds on the GPU that will run the engine, and CUDA finds none here "
-                "(it takes the driver, and libcudart as in requirements/gpu.txt); build there, or take '--builder tensorrt-rtx'"
+                "(it takes the driver, and libcudart as in requirements/gpu.txt); build there, or take "
+                "'--builder tensorrt-rtx'"
             )
         if asked and list(asked) != [here.compute_capability]:
             raise ExportError(
