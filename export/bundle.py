@@ -162,6 +162,10 @@ def print_bundle(manifest: Manifest, target: Path, seconds: float) -> None:
         rounds = manifest.twin.nms_rounds
         print("the graph for TensorRT" + ("" if rounds is None else f", {rounds} rounds of cluster-NMS"))
         _print_parity(manifest.twin.parity)
+    if manifest.accuracy is not None:
+        told = {name: measured["ap"] for name, measured in manifest.accuracy.items() if isinstance(measured, dict)}
+        found = ", ".join(f"{ap:.4f} in {name}" for name, ap in told.items())
+        print(f"AP {found}, on {manifest.accuracy['pictures']} pictures")
     print(f"serve it: python -m server --bundles {target.parent.parent}")
 
 
