@@ -9,12 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.plan import refusal
-from export.tensorrt import building
+from export.tensorrt import building, naming
 from export.tensorrt.building import Built, Refused, build
 from export.tensorrt.listening import log_of, monitor_of
 from export.tensorrt.options import Options
@@ -98,10 +100,16 @@ def test_a_refused_operator_is_named_with_its_node_and_its_module(
     assert "\n" not in said
 
 
-def add_shape(path: Path, name: str) -> None:
-    import numpy as np
-    import onnx
+def test_an_exported_graph_knows_its_modules_and_no_paths(tiny_bundle: Path) -> None:
+    path = tiny_bundle / "model.onnx"
+    nodes = onnx.load(path).graph.node
+    assert "in unet.down.0" in {naming.module_of(path, node.name) for node in nodes if node.op_type == "Relu"}
+    outside = next(node for node in nodes if node.op_type == "Slice" and "model.unet" not in str(node.metadata_props))
+    assert naming.module_of(path, outside.name).startswith("after unet.")
+    assert not [entry for node in nodes for entry in node.metadata_props if "/" in entry.value or "\\" in entry.value]
 
+
+def add_shape(path: Path, name: str) -> None:
     graph = onnx.load(path)
     graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3, 3, 3, 3], np.int64), name))
     onnx.save(graph, path)
@@ -116,10 +124,6 @@ def test_what_the_builder_cannot_compile_is_named_too(rtx: Package, tmp_path: Pa
 
 def suppressing(path: Path) -> Path:
     """A graph that parses, with an operator that has no kernel."""
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, numpy_helper
-
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], name="cast", to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["floats", "as_boxes"], ["boxes"], name="boxes"),
