@@ -79,7 +79,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--version-compatible",
         action="store_true",
-        help="later versions of the same major may run it, with the lean runtime of this one; a little slower",
+        help="tensorrt: later versions of the same major may run it, with this one's lean runtime; a little slower",
     )
     parser.add_argument(
         "--hardware",

@@ -33,6 +33,7 @@ class Package:
     builds_for_others: bool  # compute capabilities are chosen, and no GPU is needed
     has_timing_cache: bool
     has_hardware_levels: bool
+    has_version_compatibility: bool  # a later release may run an engine of this one
 
 
 MODULES: dict[Name, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -68,7 +69,15 @@ def _described(name: Name, trt: Any) -> Package:
         oldest = ".".join(map(str, OLDEST[name]))
         raise ExportError(f"{name} {version} is installed; {oldest} or later is needed: pip install --upgrade")
     rtx = name == "tensorrt-rtx"
-    return Package(name, version, trt, builds_for_others=rtx, has_timing_cache=not rtx, has_hardware_levels=not rtx)
+    return Package(
+        name,
+        version,
+        trt,
+        builds_for_others=rtx,
+        has_timing_cache=not rtx,
+        has_hardware_levels=not rtx,
+        has_version_compatibility=not rtx,
+    )
 
 
 def gpu() -> Properties | None:

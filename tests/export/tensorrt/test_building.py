@@ -188,6 +188,20 @@ def test_a_timing_cache_is_made_kept_and_written_whole(rtx: Package, tmp_path: P
     assert list(tmp_path.iterdir()) == [path]
 
 
+class _Logger:
+    ERROR, WARNING = 1, 2
+
+
+def test_a_builder_without_its_gpu_says_so_with_the_reason(tmp_path: Path) -> None:
+    def builder(log: Any) -> None:
+        log.log(_Logger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+
+    package = Package("tensorrt", "11.4.0", SimpleNamespace(ILogger=_Logger, Builder=builder), False, True, True, True)
+    with pytest.raises(ExportError, match=r"tensorrt 11\.4\.0 finds no usable GPU to build on: CUDA init.* error: 35"):
+        build(package, tmp_path / "toy.onnx", tmp_path / "toy.plan", PROFILES, AMPERE, print)
+
+
 def told(inspector: str, listed: str, loads: bool = True) -> tuple[list[str], str]:
     """The types of the layers and who told them, of an engine that a machine with a GPU loads."""
     asked = SimpleNamespace(get_engine_information=lambda format_: inspector)
@@ -211,9 +225,7 @@ def test_a_loaded_engine_is_asked_first_and_the_builder_where_it_names_nothing()
 
 def test_tensorrt_is_told_which_other_gpus_may_run_the_engine(rtx: Package) -> None:
     """The full package's way through the configuration, in the words of the bindings that are here."""
-    full = Package(
-        "tensorrt", "11.4.0", rtx.trt, builds_for_others=False, has_timing_cache=True, has_hardware_levels=True
-    )
+    full = Package("tensorrt", "11.4.0", rtx.trt, False, True, True, True)
     seen: dict[str, Any] = {}
     config = SimpleNamespace(
         clear_flag=lambda flag: seen.update(cleared=flag),
@@ -276,7 +288,7 @@ def test_a_compiler_that_dies_is_told_in_a_sentence(
     dying.write_text(f"#!/bin/sh\n{ending}\n")
     dying.chmod(0o755)
     monkeypatch.setattr("export.tensorrt.worker.sys.executable", str(dying))
-    package = Package("tensorrt-rtx", "1.7.1.116", None, True, False, False)
+    package = Package("tensorrt-rtx", "1.7.1.116", None, True, False, False, False)
     with pytest.raises(ExportError, match=words):
         build_apart(package, tmp_path / "toy.onnx", tmp_path / "toy.plan", PROFILES, AMPERE)
 

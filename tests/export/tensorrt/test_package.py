@@ -16,7 +16,7 @@ from server.engines.device import Properties
 from server.errors import DeviceFault, DeviceFull, NoEngine
 from tests.conftest import ROOT
 
-FULL = Package("tensorrt", "11.4.0", SimpleNamespace(), False, True, True)
+FULL = Package("tensorrt", "11.4.0", SimpleNamespace(), False, True, True, True)
 HERE = Properties("NVIDIA L4", "8.9", "580.65.06", 24 << 30)
 
 # Of the objects that TensorRT hands out, what this package asks of them.

@@ -114,6 +114,7 @@ def test_a_twin_that_takes_other_sizes_than_the_manifest_says_is_refused(
         (["--max-batch", "99"], "--max-batch 99 should lie in 1..8"),
         (["--workspace", "0"], "--workspace 0 should be at least 1"),
         (["--timing-cache", "kernels.cache"], "tensorrt-rtx measures no kernels while it builds"),
+        (["--version-compatible"], "a release of tensorrt-rtx runs its own engines alone; leave it out"),
         (["--hardware", "ampere_plus"], "has no such levels; name the GPUs with --compute-capability"),
         (["--compute-capability", "9.0"], "--compute-capability 9.0: tensorrt-rtx"),
     ],
