@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 from pathlib import Path
 
 import onnx
@@ -119,8 +118,8 @@ def plan(args: argparse.Namespace) -> None:
         inputs = ["images", "sizes"] if takes_sizes(onnx.load(twin, load_external_data=False)) else ["images"]
         batch = _max_batch(args.max_batch, manifest.max_batch)
         profiles = profiles_for(manifest.input, inputs, batch, read_best(args.best) if args.best else None)
-    with tempfile.TemporaryDirectory(prefix="maskserve-plan-") as room:
-        engine = Path(room) / PLAN_FILE
+    with whole_or_nothing(folder, replace=True) as writing:
+        engine = writing / PLAN_FILE
         with progress.step(f"building with {package.name} {package.version}"):
             try:
                 built, memory = build_apart(package, twin, engine, profiles, options)
@@ -138,9 +137,8 @@ def plan(args: argparse.Namespace) -> None:
                 twin_sha256=manifest.files[TWIN_FILE],
                 plan_sha256=sha256_of(engine),
             )
-        with progress.step("sealing the manifest"), whole_or_nothing(folder, replace=True) as writing:
-            shutil.copytree(folder, writing, dirs_exist_ok=True)
-            shutil.copyfile(engine, writing / PLAN_FILE)
+        with progress.step("sealing the manifest"):
+            shutil.copytree(folder, writing, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PLAN_FILE))
             files = dict(sorted({**manifest.files, PLAN_FILE: passport.plan_sha256}.items()))
             sealed = Manifest.model_validate(manifest.model_dump() | {"files": files, "plan": passport.model_dump()})
             (writing / MANIFEST_FILE).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -81,6 +81,17 @@ def test_a_bundle_without_a_twin_says_how_to_get_one(
     )
 
 
+def test_a_folder_that_takes_nothing_is_said_before_the_engine_is_built(
+    rtx: Package, twinned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdtemp(prefix: str, dir: Path) -> str:  # noqa: A002 - the name of the standard library
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("export.bundle.tempfile.mkdtemp", mkdtemp)
+    monkeypatch.setattr("export.plan.build_apart", lambda *args: pytest.fail("it was built"))
+    assert f"cannot write in {twinned.parent}: Permission denied; choose a folder" in refused(twinned, capsys)
+
+
 def test_a_damaged_and_a_missing_twin_are_refused(
     rtx: Package, twinned: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
