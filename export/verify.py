@@ -17,7 +17,7 @@ from export.source import Exportable, build, load_weights
 from export.twin import check_settled, pictures_of
 from server.cores import usable_cores
 from server.engines import load_engine
-from server.manifest import MODEL_FILE, PLAN_FILE, TWIN_FILE, Bundle, read_bundle, read_manifest, sha256_of
+from server.manifest import MODEL_FILE, TWIN_FILE, Bundle, read_bundle, read_manifest, sha256_of
 from server.preprocess import FixedInput
 from server.repository import prove_golden
 
@@ -81,7 +81,7 @@ def verify(args: argparse.Namespace) -> None:
     progress.print_table()
     print(f"{manifest.name}/{manifest.version} is intact, and answers here as it promised")
     if manifest.plan is not None:
-        print(f"{PLAN_FILE} is intact, and was not run; python -m server --engine tensorrt does, on its GPU")
+        print("model.plan is intact, and was not run; python -m server --engine tensorrt does, on its GPU")
 
 
 def _prove(bundle: Bundle, path: Path, weights: Path | None, progress: Progress) -> None:
