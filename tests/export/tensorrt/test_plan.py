@@ -68,6 +68,9 @@ def test_an_engine_comes_into_the_bundle_with_its_passport(
     (twinned / PLAN_FILE).write_bytes(b"damaged")
     assert "has an engine for tensorrt-rtx already; give --replace" in refused(twinned, capsys)
     assert command.main(["plan", str(twinned), "--builder", "tensorrt-rtx", "--replace", "--max-batch", "1"]) == 0
+    capsys.readouterr()
+    assert command.main(["verify", str(twinned)]) == 0
+    assert "model.plan is intact, and was not run" in capsys.readouterr().out
     again = read_bundle(twinned).manifest.plan
     assert again is not None
     assert again.profiles[0].largest["images"][0] == 1
