@@ -169,18 +169,12 @@ def _spare(graph: onnx.ModelProto, nodes: set[str], scheme: Scheme) -> None:
             graph.graph.node.remove(node)
 
 
-def session_of(graph: onnx.ModelProto | Path, literal: bool = False) -> onnxruntime.InferenceSession:
-    """
-    Args:
-        literal: run every node as the ONNX standard has it, nothing joined.
-    """
+def session_of(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """On the CPU, with all cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 3
-    if literal:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = str(graph) if isinstance(graph, Path) else graph.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @contextlib.contextmanager

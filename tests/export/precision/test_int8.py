@@ -14,7 +14,7 @@ from export.errors import ExportError
 from export.graph import write_graph
 from export.laws import check_laws
 from export.precision import lower, sensitivity
-from export.precision.layers import layers_of, movers_of, name_nodes, share_in_int8
+from export.precision.layers import layers_of, movers_of, name_nodes
 from export.precision.pictures import list_pictures
 from export.precision.quantise import ONNXRUNTIME, TENSORRT, Scheme, calibrate, prepared, quantise
 from export.precision.sensitivity import measure
@@ -56,6 +56,18 @@ def test_the_graph_keeps_the_laws_and_a_row_equals_its_image_alone(tiny: Path, t
     assert distance([together], [fp32.run(several)], build("models.unet:unet_tiny").masks.legend) < 0.5
     engine.close()
     fp32.close()
+
+
+def share_in_int8(graph: onnx.ModelProto) -> float:
+    """Of all weights of the products, how many are stored in 8 bits: 0 to 1."""
+    small = large = 0
+    for tensor in graph.graph.initializer:
+        count = int(onnx.numpy_helper.to_array(tensor).size)
+        if tensor.data_type == onnx.TensorProto.INT8 and count > 1:
+            small += count
+        elif tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and len(tensor.dims) > 1:
+            large += count
+    return small / max(1, small + large)
 
 
 def test_tensorrt_gets_int8_around_zero_at_the_inputs_of_products_and_nothing_else(tiny: Path, tmp_path: Path) -> None:
