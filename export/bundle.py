@@ -41,14 +41,19 @@ def whole_or_nothing(target: Path, replace: bool) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
 
     Raises:
-        ExportError: the target exists and `replace` is not given, or its name is no bundle's.
+        ExportError: the target exists and `replace` is not given, its name is no bundle's, or its folder takes nothing.
     """
     if not target.name.isdecimal() or int(target.name) < 1:
         raise ExportError(f"--out {target} should end in <model>/<version>, as in bundles/nuclei/1")
     if target.exists() and not replace:
         raise ExportError(f"{target} exists; choose the next version, or give --replace")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    except OSError as error:
+        raise ExportError(
+            f"cannot write in {target.parent}: {error.strerror}; choose a folder that may be written"
+        ) from None
     try:
         yield folder
         folder.chmod(0o755)
@@ -162,6 +167,10 @@ def print_bundle(manifest: Manifest, target: Path, seconds: float) -> None:
         rounds = manifest.twin.nms_rounds
         print("the graph for TensorRT" + ("" if rounds is None else f", {rounds} rounds of cluster-NMS"))
         _print_parity(manifest.twin.parity)
+    if manifest.accuracy is not None:
+        told = {name: measured["ap"] for name, measured in manifest.accuracy.items() if isinstance(measured, dict)}
+        found = ", ".join(f"{ap:.4f} in {name}" for name, ap in told.items())
+        print(f"AP {found}, on {manifest.accuracy['pictures']} pictures")
     print(f"serve it: python -m server --bundles {target.parent.parent}")
 
 

@@ -53,6 +53,7 @@ and every row of a batch equals its image alone.
 other commands, each with its own --help:
   python -m export adopt FILE.onnx ...      an ONNX file that exists already becomes a bundle
   python -m export verify BUNDLE            check a bundle again, on this machine
+  python -m export plan BUNDLE              a TensorRT engine from a bundle that has a graph for it
   python -m export conform --golden DIR     reference cases of other implementations
 """
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from export.errors import ExportError
 from export.laws import OPSET, check_laws
 from export.source import Exportable
+from export.tensorrt.naming import SCOPES
 from models.blocks.onnx_table import TRANSLATIONS
 from server.preprocess import AnyInput, FixedInput
 
@@ -86,10 +87,13 @@ def _example(spec: AnyInput) -> tuple[Tensor, Tensor, dict[int, Any]]:
 
 
 def _forget_sources(path: Path) -> None:
-    """Drop the exporter's notes on nodes: stack traces, with the paths of the machine that exported."""
+    """Drop the exporter's notes: stack traces, with the paths of the machine that exported. Nodes keep their module."""
     graph = onnx.load(path)
     for node in graph.graph.node:
+        modules = [entry.value for entry in node.metadata_props if entry.key == SCOPES]
         del node.metadata_props[:]
+        for scopes in modules:
+            node.metadata_props.add(key=SCOPES, value=scopes)
     for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
         del value.metadata_props[:]
     onnx.save(graph, path)

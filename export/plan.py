@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 from pathlib import Path
 
 import onnx
@@ -40,7 +39,8 @@ examples:
   python -m server --bundles bundles --engine tensorrt
 
 What it computes in is read from the layers of the engine that was built. If the manifest's precision is not there, no
-engine is written. Whether its answers are right shows when it runs: 'python -m export verify BUNDLE' on that machine.
+engine is written. Whether its answers are right shows when it runs: the server asks it for the golden sample before it
+says ready.
 """
 
 
@@ -78,7 +78,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--version-compatible",
         action="store_true",
-        help="later versions of the same major may run it, with the lean runtime of this one; a little slower",
+        help="tensorrt: later versions of the same major may run it, with this one's lean runtime; a little slower",
     )
     parser.add_argument(
         "--hardware",
@@ -112,14 +112,14 @@ def plan(args: argparse.Namespace) -> None:
     options.check(package)
     progress = Progress(steps=4)
     with progress.step(f"reading {args.bundle} and checking sha256"):
-        manifest = read_bundle(folder, leave_out={PLAN_FILE} if args.replace else ()).manifest
+        manifest = read_bundle(folder, leave_out={PLAN_FILE}).manifest  # the old engine is not opened
         check_bundle(args.bundle, manifest, args.replace)
         twin = folder / TWIN_FILE
         inputs = ["images", "sizes"] if takes_sizes(onnx.load(twin, load_external_data=False)) else ["images"]
         batch = _max_batch(args.max_batch, manifest.max_batch)
         profiles = profiles_for(manifest.input, inputs, batch, read_best(args.best) if args.best else None)
-    with tempfile.TemporaryDirectory(prefix="maskserve-plan-") as room:
-        engine = Path(room) / PLAN_FILE
+    with whole_or_nothing(folder, replace=True) as writing:
+        engine = writing / PLAN_FILE
         with progress.step(f"building with {package.name} {package.version}"):
             try:
                 built, memory = build_apart(package, twin, engine, profiles, options)
@@ -137,9 +137,8 @@ def plan(args: argparse.Namespace) -> None:
                 twin_sha256=manifest.files[TWIN_FILE],
                 plan_sha256=sha256_of(engine),
             )
-        with progress.step("sealing the manifest"), whole_or_nothing(folder, replace=True) as writing:
-            shutil.copytree(folder, writing, dirs_exist_ok=True)
-            shutil.copyfile(engine, writing / PLAN_FILE)
+        with progress.step("sealing the manifest"):
+            shutil.copytree(folder, writing, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PLAN_FILE))
             files = dict(sorted({**manifest.files, PLAN_FILE: passport.plan_sha256}.items()))
             sealed = Manifest.model_validate(manifest.model_dump() | {"files": files, "plan": passport.model_dump()})
             (writing / MANIFEST_FILE).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -29,6 +29,7 @@ checked, in this order:
   rows      at every batch size of the manifest, a row equals its image alone
   PyTorch   with --weights: all outputs again, against the model that the weights make
   twin      all this again for model.trt.onnx where the bundle has it, and that nothing in it needs a plugin
+  engine    of model.plan its sha256 alone; the server asks it for the golden sample, on its GPU
 
 examples:
   python -m export verify bundles/nuclei/1
@@ -79,6 +80,8 @@ def verify(args: argparse.Namespace) -> None:
                 check_settled(model, manifest.twin.nms_rounds, pictures_of(model, _batches(bundle)))
     progress.print_table()
     print(f"{manifest.name}/{manifest.version} is intact, and answers here as it promised")
+    if manifest.plan is not None:
+        print("model.plan is intact, and was not run; python -m server --engine tensorrt does, on its GPU")
 
 
 def _prove(bundle: Bundle, path: Path, weights: Path | None, progress: Progress) -> None:

@@ -24,6 +24,7 @@ from server.formats import FORMATS
 from server.manifest import ClassName, sha256_of
 from server.masks import AnyMasks
 from server.preprocess import AnyInput
+from server.rle import string_to_counts
 
 ALLOWED = {"fp32": 0.0, "fp16": 0.001, "int8": 0.005}  # AP may fall by that much
 MOST = 1000  # answers a picture
@@ -41,7 +42,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Annotated:
-    """Pictures and what is in them: COCO's `images`, `annotations` and `categories`, checked."""
+    """Pictures and what is in them: COCO's `images`, `annotations` and `categories`, checked, masks as run lengths."""
 
     index: dict[str, Any]
     folder: Path
@@ -79,11 +80,14 @@ def read_annotations(path: Path, folder: Path, classes: Sequence[str]) -> Annota
     try:
         missing = [image["file_name"] for image in index["images"] if not (folder / image["file_name"]).is_file()]
         named = {category["id"]: category["name"] for category in index["categories"]}
-        shown = {image["id"] for image in index["images"]}
-        annotations = [_whole(entry) for entry in index["annotations"] if entry["image_id"] in shown]
+        sizes = {image["id"]: (image["height"], image["width"]) for image in index["images"]}
+        shown = [entry for entry in index["annotations"] if entry["image_id"] in sizes]
+        annotations = [_numbered(n, entry, sizes[entry["image_id"]]) for n, entry in enumerate(shown, start=1)]
         used = {entry["category_id"] for entry in annotations}
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ExportError(f"--check {path} is not COCO: an entry has no {error}; give COCO instances") from None
+    except (TypeError, AttributeError):
+        raise ExportError(f"--check {path} is not COCO: an entry is of another kind; give COCO instances") from None
     if len(missing) == len(index["images"]):
         raise ExportError(f"--images {folder} holds none of the {len(missing)} pictures of {path}, as {missing[0]}")
     if missing:
@@ -93,7 +97,7 @@ def read_annotations(path: Path, folder: Path, classes: Sequence[str]) -> Annota
         )
     if not annotations:
         raise ExportError(
-            f"--check {path} has no annotation of any of its {len(shown)} pictures; there is nothing to find"
+            f"--check {path} has no annotation of any of its {len(sizes)} pictures; there is nothing to find"
         )
     foreign = sorted({str(named.get(number, number)) for number in used if named.get(number) not in classes})
     if foreign:
@@ -119,7 +123,7 @@ def measure(served: Served, engine: Engine, annotated: Annotated, title: str) ->
         inputs, frame = read(annotated.folder / image["file_name"], served.input)
         outputs = {name: tensor[0] for name, tensor in engine.run_alone(inputs).items()}
         segments = sorted(served.masks.decode(outputs, frame, 0.0), key=lambda segment: -segment.score)[:MOST]
-        if frame.size != (image.get("height", frame.size[0]), image.get("width", frame.size[1])):
+        if frame.size != (image["height"], image["width"]):
             raise ExportError(
                 f"{image['file_name']} is {frame.size[1]} x {frame.size[0]} upright, its annotations are for "
                 f"{image['width']} x {image['height']}; give the pictures that were annotated"
@@ -168,10 +172,14 @@ def judged(
         after: of the graph, and of the one for TensorRT where it was measured.
 
     Raises:
-        ExportError: AP fell by more than is allowed, and nobody accepted that.
+        ExportError: AP fell by more than is allowed, or was 0 before, and nobody accepted that.
     """
     worst = min(after, key=lambda measured: measured.ap)
     fell = before.ap - worst.ap
+    if precision != "fp32" and before.ap == 0 and not accept_loss:
+        raise ExportError(
+            "AP is 0 in fp32 already, so nothing can be seen to fall; give --check annotations of what this model finds"
+        )
     if fell > ALLOWED[precision] and not accept_loss:
         raise ExportError(
             f"AP falls by {fell:.4f}, from {before.ap:.4f} in fp32 to {worst.ap:.4f} in {precision}; allowed is "
@@ -194,14 +202,44 @@ def judged(
     }
 
 
-def _whole(annotation: dict[str, Any]) -> dict[str, Any]:
-    """What COCO's evaluation asks of every annotation."""
-    if "segmentation" not in annotation:
-        raise KeyError("segmentation")
-    filled = {"iscrowd": 0, "area": 1.0, "bbox": [0, 0, 1, 1]} | annotation
-    if "id" not in filled:
-        raise KeyError("id")
-    return filled
+def _numbered(number: int, annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """What COCO's evaluation asks of an annotation. It is numbered anew: there, one with the number 0 is never found.
+
+    Args:
+        number: from 1.
+        size: (height, width) of its picture.
+
+    Raises:
+        ExportError: it has no mask that can be read.
+    """
+    from pycocotools import mask
+
+    height, width = size
+    segmentation = annotation["segmentation"]
+    try:
+        if not segmentation:
+            raise ValueError("it is empty")
+        if isinstance(segmentation, list):
+            runs = mask.merge(mask.frPyObjects(segmentation, height, width))
+        else:
+            counts = segmentation["counts"]
+            counts = string_to_counts(counts).tolist() if isinstance(counts, str) else counts
+            if tuple(segmentation["size"]) != size or sum(counts) != height * width or min(counts) < 0:
+                raise ValueError(f"its run lengths are of another size than its picture, {width} x {height}")
+            runs = mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    except Exception as error:  # pycocotools raises whatever comes
+        raise ExportError(
+            f"the mask of annotation {annotation.get('id', number)} of --check cannot be read: {error}; "
+            "give polygons or run lengths, or leave out what has only a box"
+        ) from None
+    return {
+        "id": number,
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "iscrowd": annotation.get("iscrowd", 0),
+        "area": float(mask.area(runs)),
+        "segmentation": runs,
+    }
 
 
 def _pycocotools() -> tuple[Any, Any]:

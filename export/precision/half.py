@@ -22,7 +22,7 @@ from torch import nn
 
 from export.errors import ExportError
 from export.parity import run_model
-from export.precision.parts import children_of, floats_mapped, parts_of, tensors_in
+from export.precision.parts import children_of, floats_mapped, floats_of, parts_of, tensors_in
 from export.source import Exportable
 from server.distance import distance
 from server.engines import Tensors
@@ -132,9 +132,7 @@ def _reach(model: nn.Module, parts: Sequence[str], pictures: Sequence[Tensors]) 
         f"{part}.{inner}" if inner else part for part in parts for inner, _ in model.get_submodule(part).named_modules()
     ]
     reach = {
-        name: max(
-            (float(t.detach().abs().max()) for t in model.get_submodule(name).parameters(recurse=False)), default=0.0
-        )
+        name: max((float(t.detach().abs().max()) for t in floats_of(model.get_submodule(name))), default=0.0)
         for name in names
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
-from onnx import numpy_helper
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOVERS = ("Relu", "MaxPool", "Concat", "Add", "Resize")  # what int8 numbers may pass through on their way
@@ -81,18 +80,6 @@ def name_nodes(graph: onnx.ModelProto) -> None:
         if not node.name or node.name in taken:
             node.name = f"{node.op_type}_{number}_named"
         taken.add(node.name)
-
-
-def share_in_int8(graph: onnx.ModelProto) -> float:
-    """Of all weights of the products, how many are stored in 8 bits: 0 to 1."""
-    small = large = 0
-    for tensor in graph.graph.initializer:
-        count = int(numpy_helper.to_array(tensor).size)
-        if tensor.data_type == onnx.TensorProto.INT8 and count > 1:
-            small += count
-        elif tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and len(tensor.dims) > 1:
-            large += count
-    return small / max(1, small + large)
 
 
 def _readers(graph: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:

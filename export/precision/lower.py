@@ -239,7 +239,7 @@ def _to_int8(path: Path, scheme: Scheme, pictures: list[Path], model: Exportable
     return Lowered(
         pictures=len(pictures),
         scheme=scheme.name,
-        lowered=[layer.weight for layer in kept],
+        lowered=list(dict.fromkeys(layer.weight for layer in kept)),
         kept={
             weight: f"error {found.alone[weight]:.2g} alone, {found.everything:.2g} with all layers in int8; "
             f"allowed {sensitivity.BOUND:g}"

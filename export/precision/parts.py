@@ -111,6 +111,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(inner)
 
 
+def floats_of(module: nn.Module) -> Iterator[Tensor]:
+    """Its own weights and statistics, those of modules inside it left out: what `half` rounds."""
+    return (tensor for tensor in _own_tensors(module) if tensor.is_floating_point() and tensor.numel())
+
+
 def _may(module: nn.Module, name: str, seen: _Seen) -> bool:
     """Safe throughout, with something to compute, and nothing of its own that a module around it may use otherwise."""
     if name not in seen.operations or name in seen.other_inputs or not seen.operations[name] <= SAFE:

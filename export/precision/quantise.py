@@ -25,7 +25,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from export.errors import ExportError
-from export.precision.layers import MOVERS, PRODUCTS, Layer, movers_of, name_nodes
+from export.precision.layers import MOVERS, PRODUCTS, Layer, layers_of, movers_of, name_nodes
 from server.cores import usable_cores
 from server.engines import Tensors
 
@@ -54,8 +54,8 @@ def prepared(path: Path) -> onnx.ModelProto:
     """
     graph = onnx.shape_inference.infer_shapes(onnx.load(path))
     name_nodes(graph)
-    if not any(node.op_type in PRODUCTS for node in graph.graph.node):
-        raise ExportError("the graph holds no convolution and no matrix product; int8 has nothing to act on")
+    if not layers_of(graph):
+        raise ExportError("the graph holds no convolution and no product with weights; int8 has nothing to act on")
     return graph
 
 
@@ -169,18 +169,12 @@ def _spare(graph: onnx.ModelProto, nodes: set[str], scheme: Scheme) -> None:
             graph.graph.node.remove(node)
 
 
-def session_of(graph: onnx.ModelProto | Path, literal: bool = False) -> onnxruntime.InferenceSession:
-    """
-    Args:
-        literal: run every node as the ONNX standard has it, nothing joined.
-    """
+def session_of(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """On the CPU, with all cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = usable_cores()
     options.log_severity_level = 3
-    if literal:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    source = str(graph) if isinstance(graph, Path) else graph.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @contextlib.contextmanager

@@ -1,12 +1,13 @@
-"""Which layers int8 must leave alone: every one is tried alone, on pictures, down to the network's answers.
+"""Which weights int8 must leave alone: every one is tried alone, on pictures, down to the network's answers.
 
 One graph does it for all: beside the numbers that go into a layer stand the same numbers quantised, and an input
-`switches` says of every layer which of the two it gets.
+`switches` says of every weight which of the two its layers get: a head that runs on every level of a pyramid is
+several layers with one weight, and in int8 in all of them or in none.
 
     x -------------------- Where(switches[k]) -> layer k -> ...
      \\-> Q -> DQ --------/
 
-Layers are then left out in the order of what they cost alone, as few as bring the whole within the bound.
+Weights are then left out in the order of what they cost alone, as few as bring the whole within the bound.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ SWITCHES = "switches"
 class Sensitivity:
     """What was measured, and what follows from it."""
 
-    alone: dict[str, float]  # weight -> distance from fp32 with that layer alone in int8
-    left_out: list[str]  # weights of the layers that stay in fp32, the costliest first
+    alone: dict[str, float]  # weight -> distance from fp32 with its layers alone in int8
+    left_out: list[str]  # weights that stay in fp32, the costliest first
     everything: float  # distance with all layers in int8
     distance: float  # with those that are left
 
@@ -50,9 +51,10 @@ def measure(
 ) -> Sensitivity:
     """
     Args:
-        pictures: batches of one; a few, each is run once for every layer.
-        bound: distance from fp32 that is accepted; where even one layer alone passes it, that one goes first.
+        pictures: batches of one; a few, each is run once for every weight.
+        bound: distance from fp32 that is accepted; where even one weight alone passes it, that one goes first.
     """
+    weights = _weights(layers)
     session = session_of(with_switches(graph, layers, ranges, scheme))
     names = [value.name for value in session.get_outputs()]
     taken = {value.name for value in session.get_inputs()}
@@ -62,61 +64,63 @@ def measure(
         return [dict(zip(names, session.run(names, inputs), strict=True)) for inputs in fed]
 
     def far(on: Sequence[int]) -> float:
-        switches = np.zeros(len(layers), np.bool_)
+        switches = np.zeros(len(weights), np.bool_)
         switches[list(on)] = True
         return distance(answers(switches), wanted, legend)
 
-    wanted = answers(np.zeros(len(layers), np.bool_))
+    wanted = answers(np.zeros(len(weights), np.bool_))
     alone = []
-    for number in range(len(layers)):
+    for number in range(len(weights)):
         alone.append(far([number]))
         if number % 16 == 15:
-            tell(f"{number + 1}/{len(layers)}")
-    order = sorted(range(len(layers)), key=lambda number: -alone[number])
-    found = {0: far(order)}
-    count = _fewest(lambda left: found.setdefault(left, far(order[left:])) <= bound, len(layers))
-    chosen = [layers[number].weight for number in order[:count]]
-    return Sensitivity(
-        {layer.weight: error for layer, error in zip(layers, alone, strict=True)}, chosen, found[0], found[count]
-    )
+            tell(f"{number + 1}/{len(weights)}")
+    order = sorted(range(len(weights)), key=lambda number: -alone[number])
+    found: dict[int, float] = {}
+
+    def enough(left_out: int) -> bool:
+        found[left_out] = far(order[left_out:])
+        return found[left_out] <= bound
+
+    count = _fewest(enough, len(weights))
+    chosen = [weights[number] for number in order[:count]]
+    return Sensitivity(dict(zip(weights, alone, strict=True)), chosen, found[0], found.get(count, 0.0))
 
 
 def with_switches(graph: onnx.ModelProto, layers: Sequence[Layer], ranges: Ranges, scheme: Scheme) -> onnx.ModelProto:
-    """The graph with one more input, bool (layers,): which of them are quantised."""
+    """The graph with one more input, bool (weights,), in the order of their layers: which of them are quantised."""
     built = onnx.ModelProto()
     built.CopyFrom(graph)
     del built.graph.node[:]
-    built.graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(layers)]))
+    switches = {weight: f"switch.{number}" for number, weight in enumerate(_weights(layers))}
+    built.graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(switches)]))
     known = {layer.node: (number, layer) for number, layer in enumerate(layers)}
 
     def constant(name: str, value: NDArray[np.generic]) -> str:
         built.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    def quantised(value: str, number: int, stem: str) -> list[onnx.NodeProto]:
+    def quantised(value: str, switch: str, stem: str) -> list[onnx.NodeProto]:
         scale, zero = grid(ranges[value], scheme)
         told = [constant(f"{stem}.scale", np.array(scale, np.float32)), constant(f"{stem}.zero", zero)]
         return [
             helper.make_node("QuantizeLinear", [value, *told], [f"{stem}.q"]),
             helper.make_node("DequantizeLinear", [f"{stem}.q", *told], [f"{stem}.dq"]),
-            helper.make_node("Where", [f"switch.{number}", f"{stem}.dq", value], [f"{stem}.chosen"]),
+            helper.make_node("Where", [switch, f"{stem}.dq", value], [f"{stem}.chosen"]),
         ]
 
-    for number in range(len(layers)):
-        index = constant(f"switch.{number}.index", np.array(number, np.int64))
-        built.graph.node.append(helper.make_node("Gather", [SWITCHES, index], [f"switch.{number}"]))
+    for number, switch in enumerate(switches.values()):
+        index = constant(f"{switch}.index", np.array(number, np.int64))
+        built.graph.node.append(helper.make_node("Gather", [SWITCHES, index], [switch]))
     for node in graph.graph.node:
         if node.name not in known:
             built.graph.node.append(node)
             continue
         number, layer = known[node.name]
-        stem = f"layer.{number}"
-        built.graph.node.extend(quantised(layer.input, number, f"{stem}.in"))
+        stem, switch = f"layer.{number}", switches[layer.weight]
+        built.graph.node.extend(quantised(layer.input, switch, f"{stem}.in"))
         weight = numpy_helper.to_array(weight_of(graph, layer))
         rounded = constant(f"{stem}.weight", rounded_weight(weight, layer.axis, scheme))
-        built.graph.node.append(
-            helper.make_node("Where", [f"switch.{number}", rounded, layer.weight], [f"{stem}.weight.chosen"])
-        )
+        built.graph.node.append(helper.make_node("Where", [switch, rounded, layer.weight], [f"{stem}.weight.chosen"]))
         changed = onnx.NodeProto()
         changed.CopyFrom(node)
         changed.input[0], changed.input[1] = f"{stem}.in.chosen", f"{stem}.weight.chosen"
@@ -126,7 +130,7 @@ def with_switches(graph: onnx.ModelProto, layers: Sequence[Layer], ranges: Range
         raw = f"{layer.output}.raw"
         changed.output[0] = raw
         ranges = ranges | {raw: ranges[layer.output]}
-        ending = quantised(raw, number, f"{stem}.out")
+        ending = quantised(raw, switch, f"{stem}.out")
         ending[-1].output[0] = layer.output
         built.graph.node.extend([changed, *ending])
     return built
@@ -147,6 +151,11 @@ def rounded_weight(weight: NDArray[np.float32], axis: int, scheme: Scheme) -> ND
     steps = np.abs(weight).max(axis=others, keepdims=True) / (64 if scheme.narrow_weights else 127)
     steps = np.where(steps > 0, steps, 1)
     return np.asarray(np.round(weight / steps) * steps, np.float32)
+
+
+def _weights(layers: Sequence[Layer]) -> list[str]:
+    """Each once."""
+    return list(dict.fromkeys(layer.weight for layer in layers))
 
 
 def _fewest(enough: Callable[[int], bool], most: int) -> int:

@@ -5,9 +5,7 @@ TensorRT 11 knows nothing else; of 10 it is asked for, because there the old way
 
 from __future__ import annotations
 
-import re
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,11 @@ from pydantic import BaseModel, ConfigDict
 
 from export.errors import ExportError
 from export.tensorrt import reading
+from export.tensorrt.listening import in_short, log_of, monitor_of
 from export.tensorrt.options import Options
 from export.tensorrt.package import Package, targets
 from export.tensorrt.reading import Layer
 from server.manifest import Profile
-
-SAYING_EVERY_S = 5.0  # a phase that takes longer says how far it is
-LONG_S = 1.0  # and one that took longer, what it took
 
 
 class Refused(Exception):
@@ -66,13 +62,11 @@ def build(
         ExportError: anything else that the caller can put right.
     """
     trt = package.trt
-    log = _log(trt)
+    log = log_of(trt)
     try:
         builder = trt.Builder(log)
     except Exception:
         raise ExportError(f"{package.name} {package.version} finds no usable GPU to build on: {log.last()}") from None
-    if hasattr(trt, "init_libnvinfer_plugins"):
-        trt.init_libnvinfer_plugins(log, "")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, log, twin)
     asked = products_of(trt, network)
@@ -80,13 +74,13 @@ def build(
     for profile in profiles:
         _add_profile(builder, config, network, profile, log)
     cache = _load_timing_cache(config, options.timing_cache) if options.timing_cache is not None else None
-    config.progress_monitor = _monitor(trt, say)
+    config.progress_monitor = monitor_of(trt, say)
 
     began = time.monotonic()
     blob = builder.build_serialized_network(network, config)
     seconds = time.monotonic() - began
     if blob is None:
-        reason = _in_short(log.last() or "the builder gave no reason")
+        reason = in_short(log.last() or "the builder gave no reason")
         if "OutOfMemory" in reason and options.workspace_mb is not None:
             raise ExportError(
                 f"--workspace {options.workspace_mb} is too little for a layer of the largest shape: {reason}; "
@@ -94,7 +88,7 @@ def build(
             )
         raise Refused(reason)
     data = bytes(blob)
-    layers, source = _read_back(trt, log, data)
+    layers, source = _read_back(trt, log, data, asked)
     plan.write_bytes(data)
     if options.timing_cache is not None:
         cache = _save_timing_cache(config, options.timing_cache)
@@ -138,9 +132,9 @@ def _parse(trt: Any, network: Any, log: Any, twin: Path) -> None:
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(twin)):
         if not parser.num_errors:
-            raise Refused(_in_short(log.last() or "the parser gave no reason"))
+            raise Refused(in_short(log.last() or "the parser gave no reason"))
         error = parser.get_error(0)
-        raise Refused(_in_short(error.desc()), error.node_name(), error.node_operator())
+        raise Refused(in_short(error.desc()), error.node_name(), error.node_operator())
     if not network.num_outputs:
         raise Refused("the file holds no graph")
 
@@ -192,34 +186,39 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: Profile, log:
         )
     if config.add_optimization_profile(made) < 0:
         raise ExportError(
-            f"the builder takes no profile {profile.smallest} to {profile.largest}: {_in_short(log.last())}"
+            f"the builder takes no profile {profile.smallest} to {profile.largest}: {in_short(log.last())}"
         )
 
 
-def _read_back(trt: Any, log: Any, data: bytes) -> tuple[list[Layer], str]:
-    """
+def _read_back(trt: Any, log: Any, data: bytes, asked: dict[str, str]) -> tuple[list[Layer], str]:
+    """The layers, and who told: the engine where it can be loaded and names what was asked for, else the builder.
+
     Raises:
         ExportError: neither the engine nor the builder tells what it computes in.
     """
-    built = log.layers()
+    listed = reading.layers_of_log(log.layers())
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(data) if runtime is not None else None
     if engine is not None:
         text = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        return reading.layers_of_inspector(text), "engine"
-    if not built:
+        layers = reading.layers_of_inspector(text)
+        if not listed or reading.products_found(layers, asked):
+            return layers, "engine"
+    if not listed:
         raise ExportError(
             "the engine cannot be loaded here and its builder does not list its layers, so its precision cannot be "
             "proven; build it on a machine with the GPU that it is for"
         )
-    return reading.layers_of_log(built), "builder"
+    return listed, "builder"
 
 
 def _load_timing_cache(config: Any, path: Path) -> int:
     """
     Raises:
-        ExportError: it cannot be read, or belongs to another version or GPU.
+        ExportError: it cannot be read, belongs to another version or GPU, or has no folder to be kept in.
     """
+    if not path.parent.is_dir():
+        raise ExportError(f"--timing-cache {path} cannot be kept: there is no folder {path.parent}; make it first")
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -241,83 +240,3 @@ def _save_timing_cache(config: Any, path: Path) -> int:
     except OSError as error:
         raise ExportError(f"cannot write --timing-cache {path}: {error.strerror}") from None
     return len(data)
-
-
-def _in_short(message: str) -> str:
-    """The first sentence that says something, without where in TensorRT's sources it was said."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("Invalid Node"):
-        lines = lines[1:]
-    text = re.sub(r"^\[[\w.:]+\] ", "", (lines or [""])[0])  # [file.cpp::function::line]
-    text = re.sub(r"^\w+::\w+: ", "", text)  # IBuilder::buildSerializedNetwork:
-    text = re.sub(r"^Error Code \d+: ", "", text).split(" In ")[0]
-    return text.replace("Assertion failed: ", "").strip(" (").rstrip(".")[:300]
-
-
-def _log(trt: Any) -> Any:
-    """A logger of TensorRT's that keeps what matters and prints nothing."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._errors: list[str] = []
-            self._warnings: dict[str, None] = {}
-            self._layers = ""
-            self._memory: int | None = None
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self._errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                self._warnings[message] = None
-            elif message.startswith(reading.LIST_BEGINS):
-                self._layers = message
-            elif message.startswith("Total Activation Memory: "):
-                self._memory = int(message.split()[3])
-
-        def last(self) -> str:
-            """The last error that is the graph's: without a GPU, TensorRT complains of that after every other."""
-            graph = [message for message in self._errors if "catchCudaError" not in message]
-            return str((graph or self._errors or [""])[-1])
-
-        def warnings(self) -> list[str]:
-            return list(self._warnings)
-
-        def layers(self) -> str:
-            return self._layers
-
-        def device_memory(self) -> int | None:
-            return self._memory
-
-    return Log()
-
-
-def _monitor(trt: Any, say: Callable[[str], None]) -> Any:
-    """TensorRT's phases as lines: what takes long says how far it is, and what took long, how long."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._began: dict[str, float] = {}
-            self._steps: dict[str, int] = {}
-            self._said = time.monotonic()
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._began[phase], self._steps[phase] = time.monotonic(), steps
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            now = time.monotonic()
-            if now - self._said >= SAYING_EVERY_S:
-                self._said = now
-                say(f"{phase}: {step} of {self._steps.get(phase, step)}")
-            return True
-
-        def phase_finish(self, phase: str) -> None:
-            seconds = time.monotonic() - self._began.pop(phase, time.monotonic())
-            if seconds >= LONG_S:
-                self._said = time.monotonic()
-                say(f"{phase}: {seconds:.1f} s")
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Monitor()

@@ -58,6 +58,7 @@ SAME = {  # what is left out, and what stands for it
     "mask_rcnn_r50_fpn_coco_v1": "mask_rcnn_tiny, with more channels and another epsilon",
     "mask_rcnn_r50_caffe_fpn_mmdet": "mask_rcnn_r50_fpn_mmdet, with its strides in another convolution",
     "mask_rcnn_r101_fpn_d2": "mask_rcnn_r50_fpn_d2, with more blocks",
+    "mask_rcnn_r101_fpn_detectron_pytorch": "mask_rcnn_r50_fpn_detectron_pytorch, with more blocks",
 }
 LOWERED = ("nuclei_unet", "mask_rcnn_r50_fpn_d2")  # built in fp16 and int8 too
 FREE = ("mask_rcnn_tiny",)  # with an input of any size, as all are unless told

@@ -1,7 +1,7 @@
 """Which module of the model a node of the graph came from: what a reader of an error can look up in their own code.
 
-The exporter notes the modules that a node was traced in (`pkg.torch.onnx.name_scopes`). Where a graph has lost the
-notes, weights still carry their module's name: the nearest one before the node is said.
+The exporter notes the modules that a node was traced in (`pkg.torch.onnx.name_scopes`). What functions make outside any
+module has no name there, but weights carry their module's: the nearest one before the node is said.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def operator_of(twin: Path, text: str) -> tuple[str, str] | None:
 
 
 def _scope(node: onnx.NodeProto) -> str:
-    """The innermost module: the last scope but one is it, the last is the operation itself."""
+    """The innermost module: the last scope but one, for the last is the operation. Empty for the whole model."""
     for entry in node.metadata_props:
         if entry.key == SCOPES:
             try:
                 scopes = ast.literal_eval(entry.value)
             except (ValueError, SyntaxError):
                 return ""
-            modules = [scope for scope in scopes[:-1] if isinstance(scope, str) and scope]
+            modules = [scope for scope in scopes[:-1] if isinstance(scope, str) and scope.startswith(WRAPPER)]
             return modules[-1] if modules else ""
     return ""

@@ -36,6 +36,11 @@ class Options(BaseModel):
                 f"--timing-cache {self.timing_cache}: {package.name} measures no kernels while it builds, "
                 "so there is nothing to keep; leave it out"
             )
+        if self.version_compatible and not package.has_version_compatibility:
+            raise ExportError(
+                f"--version-compatible: a release of {package.name} runs its own engines alone; leave it out, and "
+                "build again after an update"
+            )
         if self.hardware != "none" and not package.has_hardware_levels:
             raise ExportError(
                 f"--hardware {self.hardware}: {package.name} has no such levels; name the GPUs with "

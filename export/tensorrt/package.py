@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from export.errors import ExportError
+from server.engines.device import Properties, open_device
+from server.errors import EngineError, NoEngine
 
 Name = Literal["tensorrt", "tensorrt-rtx"]
 OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 5)}  # older ones lack what the builder is asked for
@@ -33,6 +33,7 @@ class Package:
     builds_for_others: bool  # compute capabilities are chosen, and no GPU is needed
     has_timing_cache: bool
     has_hardware_levels: bool
+    has_version_compatibility: bool  # a later release may run an engine of this one
 
 
 MODULES: dict[Name, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -68,33 +69,26 @@ def _described(name: Name, trt: Any) -> Package:
         oldest = ".".join(map(str, OLDEST[name]))
         raise ExportError(f"{name} {version} is installed; {oldest} or later is needed: pip install --upgrade")
     rtx = name == "tensorrt-rtx"
-    return Package(name, version, trt, builds_for_others=rtx, has_timing_cache=not rtx, has_hardware_levels=not rtx)
+    return Package(
+        name,
+        version,
+        trt,
+        builds_for_others=rtx,
+        has_timing_cache=not rtx,
+        has_hardware_levels=not rtx,
+        has_version_compatibility=not rtx,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """The first GPU of this machine."""
-
-    name: str
-    compute_capability: str  # as in 8.6
-    driver: str
-
-
-def gpu() -> Gpu | None:
-    """None where the driver's own tool is absent or finds no device."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
+def gpu() -> Properties | None:
+    """The first that CUDA shows to this process, as the server finds it: TensorRT builds on that one. None without."""
     try:
-        asked = [tool, "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
-        name, capability, driver = (part.strip() for part in done.stdout.splitlines()[0].split(","))
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return open_device().properties
+    except (NoEngine, EngineError):
         return None
-    return Gpu(name, capability, driver)
 
 
-def compute_capabilities(package: Package, asked: Sequence[str], here: Gpu | None) -> list[str]:
+def compute_capabilities(package: Package, asked: Sequence[str], here: Properties | None) -> list[str]:
     """What an engine is built for, as in ['8.6', '12.0'].
 
     Raises:
@@ -103,8 +97,9 @@ def compute_capabilities(package: Package, asked: Sequence[str], here: Gpu | Non
     if not package.builds_for_others:
         if here is None:
             raise ExportError(
-                f"{package.name} builds on the GPU that will run the engine, and nvidia-smi finds none here; "
-                "build there, or take '--builder tensorrt-rtx'"
+                f"{package.name} builds on the GPU that will run the engine, and CUDA finds none here "
+                "(it takes the driver, and libcudart as in requirements/gpu.txt); build there, or take "
+                "'--builder tensorrt-rtx'"
             )
         if asked and list(asked) != [here.compute_capability]:
             raise ExportError(

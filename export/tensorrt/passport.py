@@ -1,21 +1,21 @@
 """What the manifest says of an engine: where it was built, where it runs, and what it computes in.
 
-`verified` says 'not run' until the engine has answered on a GPU: that it was built proves its types and shapes, not its
-answers.
+`verified` says 'not run': that an engine was built proves its types and shapes, not its answers. The server asks it for
+the golden sample every time it is loaded.
 """
 
 from __future__ import annotations
 
 import datetime
-import platform
-import sys
 from collections import Counter
 from collections.abc import Iterable
 
 from export.tensorrt import reading
 from export.tensorrt.building import Built
 from export.tensorrt.options import Options
-from export.tensorrt.package import Gpu, Package
+from export.tensorrt.package import Package
+from server.engines.device import Properties
+from server.engines.passport import platform_here
 from server.manifest import Manifest, Passport, Profile
 
 
@@ -26,14 +26,14 @@ def passport_for(
     *,
     profiles: list[Profile],
     options: Options,
-    here: Gpu | None,
+    here: Properties | None,
     peak_memory_mb: float,
     twin_sha256: str,
     plan_sha256: str,
 ) -> Passport:
     """
     Args:
-        here: the GPU of this machine.
+        here: the GPU that it was built on.
         peak_memory_mb: of the process that built it.
 
     Raises:
@@ -45,7 +45,7 @@ def passport_for(
         {
             "package": package.name,
             "package_version": package.version,
-            "platform": f"{sys.platform}-{platform.machine()}",
+            "platform": platform_here(),
             "compute_capabilities": options.compute_capabilities,
             "hardware_compatibility": options.hardware,
             "version_compatible": options.version_compatible,
@@ -111,7 +111,7 @@ def _where(passport: Passport) -> str:
 
 
 def _source(passport: Passport) -> str:
-    return "the loaded engine" if passport.layers_read_from == "engine" else "the builder's list (no GPU to load it on)"
+    return "the loaded engine" if passport.layers_read_from == "engine" else "the builder's list"
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -34,7 +34,8 @@ OTHER = "other"  # indices, conditions, shapes
 ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 LIST_BEGINS = "Layers:"
 FUSED = "kgen"  # generated code: padding and casts around a product carry its node's name too
-LEAST = 0.9  # of the products that the twin asks for in a precision, this share must have it
+LEAST = 0.9  # of the products that the twin asks for in a precision and the engine names, this share must have it
+LEAST_NAMED = 0.5  # and of those it asks for, the engine must name this share
 
 
 class Layer(BaseModel):
@@ -50,7 +51,12 @@ class Layer(BaseModel):
 
 def layers_of_inspector(text: str) -> list[Layer]:
     """From `EngineInspector.get_engine_information(JSON)`, whose fields have other names in TensorRT 10 and 11."""
-    return [_layer(entry) for entry in json.loads(text)["Layers"] if isinstance(entry, dict)]
+    try:
+        described = json.loads(text)
+    except ValueError:
+        return []
+    layers = described.get("Layers", []) if isinstance(described, dict) else []
+    return [_layer(entry) for entry in layers if isinstance(entry, dict)]
 
 
 def layers_of_log(message: str) -> list[Layer]:
@@ -60,14 +66,22 @@ def layers_of_log(message: str) -> list[Layer]:
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
-    read = f"{entry.get('Inputs', '')} {entry.get('Constants', '')}"
-    narrowest = _narrowest(read) if WORD.search(read) else _narrowest(str(entry.get("Outputs", "")))
+    read = f"{_types(entry.get('Inputs'))} {_types(entry.get('Constants'))}"
+    narrowest = _narrowest(read) if WORD.search(read) else _narrowest(_types(entry.get("Outputs")))
     return Layer(
         name=str(entry.get("Name", "")),
         kind=str(entry.get("LayerType", "")),
         type=narrowest,
         nodes=ONNX_NODE.findall(str(entry.get("Metadata", ""))),
     )
+
+
+def _types(tensors: Any) -> str:
+    """What the inspector says of the types of tensors; their names may hold such words too. A line has nothing else."""
+    if isinstance(tensors, str):
+        return tensors
+    described = [tensor for tensor in tensors or [] if isinstance(tensor, dict)]
+    return " ".join(str(tensor[key]) for tensor in described for key in tensor if "datatype" in key.lower())
 
 
 def _fields(line: str) -> dict[str, str]:
@@ -129,7 +143,7 @@ def check_precision(wanted: Precision, asked: Mapping[str, str], found: Mapping[
         )
     missing = [node for node in asking if node in found and found[node] != wanted]
     known = [node for node in asking if node in found]
-    if len(known) - len(missing) < LEAST * len(known) or (asking and not known):
+    if len(known) - len(missing) < LEAST * len(known) or len(known) < LEAST_NAMED * len(asking):
         example = f", as {missing[0]} in {found[missing[0]]}" if missing else ""
         raise ExportError(
             f"{len(asking)} convolutions and matrix products should be {wanted}, and {len(known) - len(missing)} are "

@@ -29,13 +29,21 @@ def coco(**changes: Any) -> dict[str, Any]:
     """Two pictures; a square in one as run lengths, in the other as a polygon."""
     square = [[4.0, 4.0, 14.0, 4.0, 14.0, 14.0, 4.0, 14.0]]
     return {
-        "images": [{"id": i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]} for i in (0, 1)],
+        "images": [image(i, f"{i}.png") for i in (0, 1)],
         "annotations": [
             {"id": 1, "image_id": 0, "category_id": 5, "segmentation": rle(4, 4, 10)},
             {"id": 2, "image_id": 1, "category_id": 5, "segmentation": square},
         ],
         "categories": [{"id": 5, "name": "blob"}],
     } | changes
+
+
+def image(number: int, name: str) -> dict[str, Any]:
+    return {"id": number, "file_name": name, "height": SIZE[0], "width": SIZE[1]}
+
+
+def masked(segmentation: Any) -> dict[str, Any]:
+    return coco(annotations=[{"id": 31, "image_id": 0, "category_id": 5, "segmentation": segmentation}])
 
 
 def read(folder: Path, content: Any, classes: tuple[str, ...] = ("blob",)) -> Annotated:
@@ -57,6 +65,25 @@ def test_ap_of_all_of_half_and_of_nothing(tmp_path: Path) -> None:
     assert loose.ap50 == 1.0
     assert loose.ap75 == pytest.approx(51 / 101)
     assert average_precision(index, []) == Accuracy(0.0, 0.0, 0.0)
+
+
+def test_annotations_may_be_numbered_from_0_twice_or_not_at_all(tmp_path: Path) -> None:
+    """COCO's evaluation knows those it has found by a number that is not 0."""
+    for numbers in ((0, 1), (7, 7), (None, None)):
+        content = coco()
+        for annotation, number in zip(content["annotations"], numbers, strict=True):
+            del annotation["id"]
+            annotation |= {} if number is None else {"id": number}
+        index = read(tmp_path, content).index
+        assert average_precision(index, [found(0, 10), found(1, 10)]) == Accuracy(1.0, 1.0, 1.0)
+
+
+def test_masks_in_all_of_cocos_forms_are_one(tmp_path: Path) -> None:
+    first, second = read(tmp_path, coco()).index["annotations"]
+    runs = [4 * 40 + 4, *[10, 30] * 9, 10]
+    (third,) = read(tmp_path, masked({"size": list(SIZE), "counts": [*runs, 40 * 48 - sum(runs)]})).index["annotations"]
+    assert first["segmentation"] == second["segmentation"] == third["segmentation"]
+    assert first["area"] == 100
 
 
 class Squares:
@@ -116,17 +143,35 @@ def test_the_limit_of_each_precision(tmp_path: Path, precision: str, fell: float
             judged(precision, before, [after], annotated, False, 1.0)
 
 
+def test_where_nothing_was_found_before_nothing_can_be_seen_to_fall(tmp_path: Path) -> None:
+    nothing, annotated = Accuracy(0.0, 0.0, 0.0), read(tmp_path, coco())
+    with pytest.raises(ExportError, match="AP is 0 in fp32 already"):
+        judged("fp16", nothing, [nothing], annotated, False, 1.0)
+    assert judged("fp32", nothing, [nothing], annotated, False, 1.0)["ap_fell_by"] == 0
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
         ("not json", "cannot be read as JSON"),
         ([], "should have images, annotations and categories"),
         (coco(annotations=[]), "none of them empty"),
-        (coco(images=[{"id": 0, "file_name": "elsewhere.png"}]), "holds none of the 1 pictures"),
-        (coco(images=[{"id": i, "file_name": f"{i}.png"} for i in range(9)]), "lacks 7 of 9 pictures"),
+        (coco(images=[image(0, "elsewhere.png")]), "holds none of the 1 pictures"),
+        (coco(images=[image(i, f"{i}.png") for i in range(9)]), "lacks 7 of 9 pictures"),
         (coco(images=[{"id": 0}]), "no 'file_name'"),
+        (coco(images=[{"id": 0, "file_name": "0.png"}]), "no 'height'"),
+        (coco(images=["0.png"]), "an entry is of another kind"),
         (coco(annotations=[{"id": 1, "image_id": 0, "category_id": 5}]), "no 'segmentation'"),
         (coco(annotations=[{"id": 1, "image_id": 77, "category_id": 5, "segmentation": []}]), "nothing to find"),
+        (
+            masked([]),
+            "the mask of annotation 31 of --check cannot be read: it is empty; .*leave out what has only a box",
+        ),
+        (masked([[1.0, 2.0, 3.0, 4.0]]), "the mask of annotation 31"),
+        (masked(None), "the mask of annotation 31"),
+        (masked({"size": [9, 9], "counts": [81]}), "of another size than its picture, 48 x 40"),
+        (masked({"size": list(SIZE), "counts": [5, 6]}), "of another size than its picture"),
+        (masked({"size": list(SIZE), "counts": "no run lengths"}), "the mask of annotation 31"),
         (coco(categories=[{"id": 5, "name": "ship"}]), "annotations of ship; the model's classes are blob"),
     ],
 )
@@ -138,7 +183,7 @@ def test_annotations_that_do_not_fit_are_one_sentence(tmp_path: Path, content: A
 
 def test_pictures_of_another_size_than_their_annotations_are_refused(tmp_path: Path) -> None:
     content = coco()
-    content["images"][0]["height"] = 99
+    content["images"][1]["height"] = 99
     model = unet_tiny()
     with pytest.raises(ExportError, match="its annotations are for"):
         measure(Served(model.input, model.masks, ("blob",)), Squares(10), read(tmp_path, content), "")

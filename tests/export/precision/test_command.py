@@ -97,6 +97,7 @@ def test_a_fall_in_accuracy_writes_nothing_and_the_flag_writes_it_down(
     assert "AP falls by 0.1000, from 0.6000 in fp32 to 0.5000 in int8" in capsys.readouterr().err
     assert not out.exists()
     assert run(out, tiny_weights, *flags, "--accept-loss") == 0
+    assert "AP 0.6000 in fp32, 0.5000 in int8, on 1 pictures" in capsys.readouterr().out
     record = read_bundle(out).manifest.accuracy
     assert record is not None
     assert record["loss_accepted"]

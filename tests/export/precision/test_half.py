@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -15,9 +16,9 @@ from export.graph import write_graph
 from export.parity import inputs_for, run_model
 from export.precision.half import find_half, to_half
 from export.precision.parts import parts_of
-from export.source import build
+from export.source import Exportable, build
 from server.engines import load_engine
-from tests.export.precision.networks import batch, weak_offset, weak_overflow
+from tests.export.precision.networks import Weak, batch, weak_offset, weak_overflow
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 
@@ -77,6 +78,17 @@ def test_a_module_whose_numbers_overflow_becomes_an_island() -> None:
     assert found.distance < 0.01
     everything = to_half(weak_overflow(), ["first", "middle", "head"])
     assert not all(np.isfinite(tensor).all() for tensor in run_model(everything, batch()).values())
+
+
+def test_a_norm_whose_statistics_overflow_is_known_before_anything_is_tried() -> None:
+    network = Weak()
+    norm = torch.nn.BatchNorm2d(8)
+    torch.nn.init.constant_(norm.weight, 1000.0)
+    torch.nn.init.constant_(norm.running_var, 1e6)  # type: ignore[arg-type]
+    network.middle = torch.nn.Sequential(network.middle, norm)  # type: ignore[assignment]
+    found = find_half(cast(Exportable, network.eval()), [batch()])
+    assert found.parts == ["first", "middle.0", "head"]
+    assert not found.measured  # nothing came too far, so no part was tried alone
 
 
 def test_a_module_that_costs_too_much_is_put_back_with_what_it_cost() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from onnx import TensorProto, helper
 from export.errors import ExportError
 from export.graph import write_graph
 from export.laws import check_laws
-from export.precision.layers import layers_of, movers_of, share_in_int8
+from export.precision import lower, sensitivity
+from export.precision.layers import layers_of, movers_of, name_nodes
+from export.precision.pictures import list_pictures
 from export.precision.quantise import ONNXRUNTIME, TENSORRT, Scheme, calibrate, prepared, quantise
 from export.precision.sensitivity import measure
 from export.source import build
 from server.distance import distance
 from server.engines import load_engine
-from tests.export.precision.networks import Weak, batch, weak_spread
+from tests.export.precision.networks import Weak, batch, pictures, weak_spread
 
 SEEDS = range(1, 5)
 
@@ -53,6 +56,18 @@ def test_the_graph_keeps_the_laws_and_a_row_equals_its_image_alone(tiny: Path, t
     assert distance([together], [fp32.run(several)], build("models.unet:unet_tiny").masks.legend) < 0.5
     engine.close()
     fp32.close()
+
+
+def share_in_int8(graph: onnx.ModelProto) -> float:
+    """Of all weights of the products, how many are stored in 8 bits: 0 to 1."""
+    small = large = 0
+    for tensor in graph.graph.initializer:
+        count = int(onnx.numpy_helper.to_array(tensor).size)
+        if tensor.data_type == onnx.TensorProto.INT8 and count > 1:
+            small += count
+        elif tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16) and len(tensor.dims) > 1:
+            large += count
+    return small / max(1, small + large)
 
 
 def test_tensorrt_gets_int8_around_zero_at_the_inputs_of_products_and_nothing_else(tiny: Path, tmp_path: Path) -> None:
@@ -105,9 +120,9 @@ def test_a_layer_made_sensitive_is_left_out_by_what_it_costs(
 ) -> None:
     graph, legend = sensitive, Weak.masks.legend
     layers = layers_of(graph)
-    pictures = [batch(seed=s) for s in SEEDS]
-    ranges = calibrate(graph, layers, pictures)
-    found = measure(graph, layers, ranges, scheme, pictures[:2], legend, bound=0.1)
+    batches = [batch(seed=s) for s in SEEDS]
+    ranges = calibrate(graph, layers, batches)
+    found = measure(graph, layers, ranges, scheme, batches[:2], legend, bound=0.1)
     assert found.left_out[0] == "model.head.weight"  # its input has one huge channel and seven small ones
     assert found.alone["model.head.weight"] > 0.3 > found.alone["model.first.weight"]
     assert found.everything > 0.1 >= found.distance
@@ -128,6 +143,50 @@ def test_a_network_without_weakness_keeps_all_layers(tiny: Path) -> None:
     assert found.everything == found.distance
 
 
+def test_where_no_layer_may_be_int8_it_is_said(
+    sensitive: onnx.ModelProto, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure", functools.partial(measure, bound=-1.0))
+    onnx.save(sensitive, tmp_path / "model.onnx")
+    paths = list_pictures(pictures(tmp_path / "pictures", 2, (32, 32)))
+    with pytest.raises(ExportError, match=r"no layer can be int8 within 0\.05 of fp32, model\.head\.weight alone lies"):
+        lower._to_int8(tmp_path / "model.onnx", TENSORRT, paths, weak_spread())
+
+
+def test_layers_that_share_a_weight_are_int8_together() -> None:
+    """As a head that runs on every level of a pyramid."""
+    rng, node = np.random.default_rng(0), helper.make_node
+    weights = {"stem": rng.normal(size=(4, 3, 1, 1)), "shared": rng.normal(size=(4, 4, 1, 1))}
+    nodes = [
+        node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+        node("Transpose", ["floats"], ["pixels"], perm=[0, 3, 1, 2]),
+        node("Conv", ["pixels", "stem"], ["a"]),
+        node("Conv", ["a", "shared"], ["b"]),
+        node("Relu", ["b"], ["c"]),
+        node("Conv", ["c", "shared"], ["plane"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "twice",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["B", 32, 32, 3])],
+        [helper.make_tensor_value_info("plane", TensorProto.FLOAT, ["B", 4, 32, 32])],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    name_nodes(model)
+    layers = layers_of(model)
+    assert [layer.weight for layer in layers] == ["stem", "shared", "shared"]
+    ranges = calibrate(model, layers, [batch()])
+    found = measure(model, layers, ranges, TENSORRT, [batch()], {"plane": "4 h w"}, bound=-1.0)
+    assert sorted(found.left_out) == ["shared", "stem"]
+    assert found.distance == 0.0
+    both, last = (
+        measure(model, some, ranges, TENSORRT, [batch()], {"plane": "4 h w"}) for some in (layers[1:], layers[2:])
+    )
+    assert found.alone["shared"] == pytest.approx(both.everything, rel=1e-3)
+    assert both.everything > 1.1 * last.everything
+
+
 def test_sums_of_coordinates_are_not_taken_for_features() -> None:
     """Two convolutions with a sum between them, and two that meet in a sum which somebody else reads."""
     weight = onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "w")
@@ -145,10 +204,13 @@ def test_sums_of_coordinates_are_not_taken_for_features() -> None:
     assert movers_of(graph, layers_of(graph)) == ["between products"]
 
 
-def test_a_graph_without_products_is_refused(tmp_path: Path) -> None:
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "none", [value], [answer])
+@pytest.mark.parametrize(
+    "only", [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("MatMul", ["x", "x"], ["y"])]
+)
+def test_a_graph_without_products_is_refused(only: onnx.NodeProto, tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])
+    answer = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])
+    graph = helper.make_graph([only], "none", [value], [answer])
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "none.onnx"
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from export.errors import ExportError
 from export.plan import refusal
-from export.tensorrt import building
+from export.tensorrt import building, naming
 from export.tensorrt.building import Built, Refused, build
+from export.tensorrt.listening import log_of, monitor_of
 from export.tensorrt.options import Options
 from export.tensorrt.package import Package
 from export.tensorrt.profiles import profiles_for
@@ -95,10 +100,16 @@ def test_a_refused_operator_is_named_with_its_node_and_its_module(
     assert "\n" not in said
 
 
-def add_shape(path: Path, name: str) -> None:
-    import numpy as np
-    import onnx
+def test_an_exported_graph_knows_its_modules_and_no_paths(tiny_bundle: Path) -> None:
+    path = tiny_bundle / "model.onnx"
+    nodes = onnx.load(path).graph.node
+    assert "in unet.down.0" in {naming.module_of(path, node.name) for node in nodes if node.op_type == "Relu"}
+    outside = next(node for node in nodes if node.op_type == "Slice" and "model.unet" not in str(node.metadata_props))
+    assert naming.module_of(path, outside.name).startswith("after unet.")
+    assert not [entry for node in nodes for entry in node.metadata_props if "/" in entry.value or "\\" in entry.value]
 
+
+def add_shape(path: Path, name: str) -> None:
     graph = onnx.load(path)
     graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([3, 3, 3, 3], np.int64), name))
     onnx.save(graph, path)
@@ -113,10 +124,6 @@ def test_what_the_builder_cannot_compile_is_named_too(rtx: Package, tmp_path: Pa
 
 def suppressing(path: Path) -> Path:
     """A graph that parses, with an operator that has no kernel."""
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, numpy_helper
-
     nodes = [
         helper.make_node("Cast", ["images"], ["floats"], name="cast", to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["floats", "as_boxes"], ["boxes"], name="boxes"),
@@ -165,7 +172,7 @@ def test_a_file_that_is_no_graph_is_refused(rtx: Package, tmp_path: Path) -> Non
 
 def test_a_timing_cache_is_made_kept_and_written_whole(rtx: Package, tmp_path: Path) -> None:
     """tensorrt-rtx has the words of a timing cache and no use for it: enough to run ours."""
-    config = rtx.trt.Builder(building._log(rtx.trt)).create_builder_config()
+    config = rtx.trt.Builder(log_of(rtx.trt)).create_builder_config()
     path = tmp_path / "kernels.cache"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -176,7 +183,66 @@ def test_a_timing_cache_is_made_kept_and_written_whole(rtx: Package, tmp_path: P
             building._load_timing_cache(config, tmp_path)
         with pytest.raises(ExportError, match="cannot write --timing-cache"):
             building._save_timing_cache(config, tmp_path / "nowhere" / "kernels.cache")
+        with pytest.raises(ExportError, match=f"there is no folder {tmp_path / 'nowhere'}; make it first"):
+            building._load_timing_cache(config, tmp_path / "nowhere" / "kernels.cache")
     assert list(tmp_path.iterdir()) == [path]
+
+
+class _Logger:
+    ERROR, WARNING = 1, 2
+
+
+def test_a_builder_without_its_gpu_says_so_with_the_reason(tmp_path: Path) -> None:
+    def builder(log: Any) -> None:
+        log.log(_Logger.ERROR, "CUDA initialization failure with error: 35")
+        raise TypeError("factory function returned nullptr")
+
+    package = Package("tensorrt", "11.4.0", SimpleNamespace(ILogger=_Logger, Builder=builder), False, True, True, True)
+    with pytest.raises(ExportError, match=r"tensorrt 11\.4\.0 finds no usable GPU to build on: CUDA init.* error: 35"):
+        build(package, tmp_path / "toy.onnx", tmp_path / "toy.plan", PROFILES, AMPERE, print)
+
+
+def told(inspector: str, listed: str, loads: bool = True) -> tuple[list[str], str]:
+    """The types of the layers and who told them, of an engine that a machine with a GPU loads."""
+    asked = SimpleNamespace(get_engine_information=lambda format_: inspector)
+    engine = SimpleNamespace(create_engine_inspector=lambda: asked) if loads else None
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+    trt = SimpleNamespace(Runtime=lambda log: runtime, LayerInformationFormat=SimpleNamespace(JSON="json"))
+    layers, source = building._read_back(trt, SimpleNamespace(layers=lambda: listed), b"plan", {"conv": "fp16"})
+    return [layer.type for layer in layers], source
+
+
+def test_a_loaded_engine_is_asked_first_and_the_builder_where_it_names_nothing() -> None:
+    layer = {"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [{"Datatype": "Half"}], "Outputs": []}
+    named = json.dumps({"Layers": [layer | {"Metadata": "[ONNX Layer: conv]"}]})
+    listed = "Layers:\nName: conv, LayerType: gemm, Inputs: [ { Datatype: Float }], Metadata: [ONNX Layer: conv]\n\nI/O"
+    assert told(named, "") == told(named, listed) == (["fp16"], "engine")
+    assert told(json.dumps({"Layers": [layer]}), listed) == (["fp32"], "builder")
+    assert told("", listed, loads=False) == (["fp32"], "builder")
+    with pytest.raises(ExportError, match="its precision cannot be proven; build it on a machine with the GPU"):
+        told("", "", loads=False)
+
+
+def test_tensorrt_is_told_which_other_gpus_may_run_the_engine(rtx: Package) -> None:
+    """The full package's way through the configuration, in the words of the bindings that are here."""
+    full = Package("tensorrt", "11.4.0", rtx.trt, False, True, True, True)
+    seen: dict[str, Any] = {}
+    config = SimpleNamespace(
+        clear_flag=lambda flag: seen.update(cleared=flag),
+        set_flag=lambda flag: seen.setdefault("set", []).append(flag),
+        set_memory_pool_limit=lambda pool, size: seen.update(limit=(pool, size)),
+    )
+    options = Options(
+        compute_capabilities=["8.9"], hardware="ampere_plus", version_compatible=True, workspace_mb=512, level=5
+    )
+    assert building._configure(full, SimpleNamespace(create_builder_config=lambda: config), options) is config
+    assert config.hardware_compatibility_level == rtx.trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert config.builder_optimization_level == 5
+    assert not hasattr(config, "num_compute_capabilities")
+    flags = rtx.trt.BuilderFlag
+    assert seen["cleared"] == flags.TF32
+    assert seen["set"] == [flags.VERSION_COMPATIBLE, flags.EXCLUDE_LEAN_RUNTIME]
+    assert seen["limit"] == (rtx.trt.MemoryPoolType.WORKSPACE, 512 << 20)
 
 
 class _Refusing:
@@ -222,16 +288,16 @@ def test_a_compiler_that_dies_is_told_in_a_sentence(
     dying.write_text(f"#!/bin/sh\n{ending}\n")
     dying.chmod(0o755)
     monkeypatch.setattr("export.tensorrt.worker.sys.executable", str(dying))
-    package = Package("tensorrt-rtx", "1.7.1.116", None, True, False, False)
+    package = Package("tensorrt-rtx", "1.7.1.116", None, True, False, False, False)
     with pytest.raises(ExportError, match=words):
         build_apart(package, tmp_path / "toy.onnx", tmp_path / "toy.plan", PROFILES, AMPERE)
 
 
 def test_long_phases_say_how_far_they_are(rtx: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("export.tensorrt.building.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("export.tensorrt.listening.time.monotonic", lambda: now[0])
     said: list[str] = []
-    monitor = building._monitor(rtx.trt, said.append)
+    monitor = monitor_of(rtx.trt, said.append)
     monitor.phase_start("Building engine", None, 6)
     monitor.phase_start("Timing graph nodes", "Building engine", 50)
     for step in range(4):

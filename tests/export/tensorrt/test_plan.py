@@ -65,9 +65,12 @@ def test_an_engine_comes_into_the_bundle_with_its_passport(
     untold = Manifest.model_validate(json.loads((twinned / "manifest.json").read_text()))
     assert untold == manifest
 
-    assert "has an engine for tensorrt-rtx already; give --replace" in refused(twinned, capsys)
     (twinned / PLAN_FILE).write_bytes(b"damaged")
+    assert "has an engine for tensorrt-rtx already; give --replace" in refused(twinned, capsys)
     assert command.main(["plan", str(twinned), "--builder", "tensorrt-rtx", "--replace", "--max-batch", "1"]) == 0
+    capsys.readouterr()
+    assert command.main(["verify", str(twinned)]) == 0
+    assert "model.plan is intact, and was not run" in capsys.readouterr().out
     again = read_bundle(twinned).manifest.plan
     assert again is not None
     assert again.profiles[0].largest["images"][0] == 1
@@ -79,6 +82,17 @@ def test_a_bundle_without_a_twin_says_how_to_get_one(
     assert "holds no model.trt.onnx, which TensorRT builds from; export it again with --tensorrt" in refused(
         tiny_bundle, capsys
     )
+
+
+def test_a_folder_that_takes_nothing_is_said_before_the_engine_is_built(
+    rtx: Package, twinned: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkdtemp(prefix: str, dir: Path) -> str:  # noqa: A002 - the name of the standard library
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("export.bundle.tempfile.mkdtemp", mkdtemp)
+    monkeypatch.setattr("export.plan.build_apart", lambda *args: pytest.fail("it was built"))
+    assert f"cannot write in {twinned.parent}: Permission denied; choose a folder" in refused(twinned, capsys)
 
 
 def test_a_damaged_and_a_missing_twin_are_refused(
@@ -114,6 +128,7 @@ def test_a_twin_that_takes_other_sizes_than_the_manifest_says_is_refused(
         (["--max-batch", "99"], "--max-batch 99 should lie in 1..8"),
         (["--workspace", "0"], "--workspace 0 should be at least 1"),
         (["--timing-cache", "kernels.cache"], "tensorrt-rtx measures no kernels while it builds"),
+        (["--version-compatible"], "a release of tensorrt-rtx runs its own engines alone; leave it out"),
         (["--hardware", "ampere_plus"], "has no such levels; name the GPUs with --compute-capability"),
         (["--compute-capability", "9.0"], "--compute-capability 9.0: tensorrt-rtx"),
     ],

@@ -54,6 +54,18 @@ def test_the_inspector_is_read_in_both_dialects(version: int) -> None:
     assert products_found(layers, {"a": "int8", "b": "fp16"}) == {"a": "int8", "b": "fp16"}
 
 
+def test_a_tensor_may_be_called_like_a_type() -> None:
+    layer = {"Name": "conv", "LayerType": "CaskConvolution", "Metadata": "[ONNX Layer: conv]", "Outputs": []}
+    tensor = {"Name": "model.half.weight", "Location": "int8", "Datatype": "Float", "Format": "Row major linear"}
+    (found,) = layers_of_inspector(json.dumps({"Layers": [layer | {"Inputs": [tensor]}]}))
+    assert found.type == "fp32"
+
+
+@pytest.mark.parametrize("text", ["", "no JSON", "[]", "{}", '{"Layers": ["conv", "relu"]}'])
+def test_an_engine_that_describes_no_layer_has_none(text: str) -> None:
+    assert layers_of_inspector(text) == []
+
+
 def test_the_list_of_the_builder_is_read_and_nothing_after_it() -> None:
     layers = layers_of_log(LOG)
     assert [(layer.name, layer.kind, layer.type) for layer in layers] == [
@@ -91,5 +103,9 @@ def test_a_precision_that_is_not_in_the_engine_is_refused() -> None:
         check_precision("fp16", asked, {"a": "fp16", "b": "fp32"})
     with pytest.raises(ExportError, match=r"the manifest says int8 and model\.trt\.onnx computes nothing in it"):
         check_precision("int8", asked, asked)
+    many = {f"conv {number}": "fp16" for number in range(10)}
+    with pytest.raises(ExportError, match="10 convolutions and matrix products should be fp16, and 4 are in the built"):
+        check_precision("fp16", many, dict(list(many.items())[:4]))
+    assert check_precision("fp16", many, dict(list(many.items())[:5])) == 1.0  # the others were joined away
     with pytest.raises(ExportError, match="name no node of the graph"):
         check_precision("fp32", {"a": "fp32"}, {})
