@@ -32,7 +32,7 @@ def hold(bundle: str, pictures: str, most: int) -> None:
     for inputs in placed(list_pictures(Path(pictures), most), manifest.input):
         engine.run(inputs)
     status = Path("/proc/self/status").read_text()  # getrusage would tell of the process that started this one too
-    print(f"{int(status.split('VmHWM:')[1].split()[0]) / 1e3:.0f}")
+    print(f"{int(status.split('VmHWM:')[1].split()[0]) * 1024 / 1e6:.0f}")
 
 
 def main(argv: list[str] | None = None) -> int:

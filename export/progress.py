@@ -13,7 +13,7 @@ from contextlib import contextmanager
 def peak_memory_mb() -> float:
     """Largest resident size of this process so far, megabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    return peak / 1e6 if sys.platform == "darwin" else 1024 * peak / 1e6
 
 
 def silence_exporter() -> None:
