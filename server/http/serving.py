@@ -62,7 +62,7 @@ def protocol_with_header_timeout(timeout_s: float, hands_on: HandsOn) -> type[Ht
                 self._wait_for_headers()
 
         def _go_on(self) -> None:
-            if self.read and not self.transport.is_closing():
+            if self.read:
                 self.data_received(b"")
 
         def _answered(self) -> bool:
@@ -88,6 +88,7 @@ def protocol_with_header_timeout(timeout_s: float, hands_on: HandsOn) -> type[Ht
             super().on_headers_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            self._go_on()  # whose client hung up on the way here is a request that was cancelled, like any other
             self._in_headers = False
             self._stop_waiting()
             super().connection_lost(exc)

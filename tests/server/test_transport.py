@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
@@ -196,5 +197,29 @@ def test_a_connection_is_offered_only_between_requests_and_when_its_answer_has_l
         assert offered[1:] == [REQUEST], "the second came before the first was answered"
         assert len(transport.writes) == 4
         protocol.connection_lost(None)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("lost_at_once", [True, False])
+def test_a_request_whose_client_hung_up_while_it_was_handed_on_is_heard_and_ends(lost_at_once: bool) -> None:
+    heard: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while not heard or heard[-1] != "http.disconnect":
+            heard.append((await receive())["type"])
+
+    async def run() -> None:
+        config = uvicorn.Config(app, log_config=None, lifespan="off", server_header=False, date_header=False)
+        protocol: Any = protocol_with_header_timeout(10.0, lambda transport, read: False)(config, ServerState(), {})
+        protocol.read = REQUEST[:-1]  # the last byte never comes
+        transport = Remembering()
+        protocol.connection_made(transport)
+        transport.closed = True
+        if not lost_at_once:
+            await turns()
+        protocol.connection_lost(None)
+        await turns()
+        assert heard == (["http.disconnect"] if lost_at_once else ["http.request", "http.disconnect"])
 
     asyncio.run(run())

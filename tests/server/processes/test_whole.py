@@ -186,6 +186,7 @@ def test_a_request_behind_a_slow_one_goes_on_to_an_idle_server_in_its_connection
 
 def test_a_server_keeps_what_nobody_else_could_do_sooner(bundles: Path, tmp_path: Path) -> None:
     with running(bundles, tmp_path, 2, engines="each", threads=2) as server, connections(server, 2) as kept:
+        become_even(server, kept, "before")
         homes = [spread(server, [connection], f"home-{number}") for number, connection in enumerate(kept)]
         for turn in range(20):
             assert [spread(server, [kept[i]], f"turn-{turn}-{i}") for i in (0, 1)] == homes
