@@ -42,7 +42,7 @@ format: .venv/.ok ## put formatting and import order right
 export: .venv/.ok ## export the nuclei model to bundles/nuclei/1 (ARGS=--replace to write over it)
 	$(DEV) -m export models.unet:nuclei_unet --weights models/weights/nuclei.safetensors --out bundles/nuclei/1 $(ARGS)
 
-conform: .venv/.ok ## run the reference cases of other code bases under GOLDEN=../shared/golden, and the longer proofs of the export
+conform: .venv/.ok ## run the reference cases of other code bases under GOLDEN=../shared/golden, and the longer proofs of the export and the load tester
 	$(DEV) -m export conform --golden $(GOLDEN) $(ARGS)
 	$(DEV) -m pytest -m proof
 

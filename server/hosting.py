@@ -103,6 +103,7 @@ class Hosting:
         crowded: whether other processes have work for the cores too; asked before every run, in a worker.
         mark: hears of every model when its engine begins to run, and 0.0 when it ends; in the engine's thread.
         self_watch: whether a run that hangs is found here. A process that somebody else watches is ended from outside.
+        on_settled: called when every model is ready, or has failed; before anybody can be told so.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Hosting:
         crowded: Callable[[], bool] = lambda: False,
         mark: Callable[[Served, float], None] = lambda model, since: None,
         self_watch: bool = True,
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self.broken = False  # an engine hangs, or its device failed
         self.settled = False  # every model is ready, or has failed
@@ -129,6 +131,7 @@ class Hosting:
         self._load = load
         self._mark = mark
         self._self_watch = self_watch
+        self._on_settled = on_settled
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._loaded: dict[tuple[str, str], tuple[Loaded, RunClock]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -172,16 +175,18 @@ class Hosting:
                 loaded = await work
                 check_digest(model)
                 self._serve(model, loaded)
-                await asyncio.get_running_loop().run_in_executor(self._loader, loaded.engine.give_back)
             except DeviceFault as fault:
                 self._device_failed(model, None, fault)
                 return
             except Exception as error:
                 self._repository.fail(model, error)
+        self.settled = True  # with no turn of the loop since the last model became ready
+        self._on_settled()
+        for loaded, _ in list(self._loaded.values()):
+            await asyncio.get_running_loop().run_in_executor(self._loader, loaded.engine.give_back)
         gc.collect()
         gc.freeze()  # what has been loaded stays: without this the collector walks it now and then, for 25 ms
         memory.give_back()  # what reading the files took
-        self.settled = True
 
     def _serve(self, model: Served, loaded: Loaded) -> None:
         """Give a proven model its scheduler."""

@@ -25,6 +25,11 @@ def work(child: Child) -> int:
     load: Load = getattr(importlib.import_module(module), name)
     cores = settings.threads or usable_cores()
     inside = Inside(board, spec.number)
+
+    def publish() -> None:
+        """Before /readyz says yes: until then the others may take connections and say no."""
+        board.fronts["prepared"][spec.number] = 1
+
     workers = Workers(share_of_cores(cores, spec.fronts))
     hosting = Hosting(
         settings,
@@ -34,6 +39,7 @@ def work(child: Child) -> int:
         workers=workers,
         threads=cores,
         crowded=lambda: inside.total() > 1,
+        on_settled=publish,
     )
     app = assemble(
         settings,

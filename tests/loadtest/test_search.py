@@ -83,7 +83,7 @@ def test_the_limit_of_a_simulated_queue_is_found_within_10_percent() -> None:
     assert asyncio.run(find_max(try_rate, 7.0, 0.05)).rate == pytest.approx(98, rel=0.10)
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_capacity_of_a_server_is_found_within_10_percent(loadtest: LoadTest) -> None:
     """100/s at most. Runs of 4 s and a promise of 1 s forgive a machine that stops for half a second, and let the rate
     that is found, of a perfect machine too, be 93 to 114 (5th to 95th percentile in simulation): a try may miss."""

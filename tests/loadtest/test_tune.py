@@ -114,7 +114,7 @@ def test_a_server_that_does_not_start_is_a_trial_that_failed(loadtest: LoadTest)
     assert "--server-log" in tested.err
 
 
-@pytest.mark.slow
+@pytest.mark.proof
 def test_the_setting_that_makes_a_server_fast_is_found(loadtest: LoadTest, tmp_path: Path) -> None:
     env = tmp_path / "best.env"
     command = f"{FAKE} '{{\"service_ms\": 25}}'"
