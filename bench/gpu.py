@@ -30,12 +30,13 @@ import numpy as np
 from PIL import Image
 
 from server.agreement import off
+from server.bundle_files import PLAN_FILE
 from server.cores import usable_cores
 from server.engines import Engine, Tensors, choice, load_engine
 from server.engines.choice import Here, Opened, Wanted, candidates
 from server.engines.provider import Provider
 from server.errors import EngineError, StartupError
-from server.manifest import PLAN_FILE, Bundle, read_bundle
+from server.manifest import Bundle, read_bundle
 from tests.server.engines.memory import MemoryDevice
 from training.nuclei.server_process import serve
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from statistics import median
 
 from export.precision.pictures import list_pictures, placed
+from server.bundle_files import MODEL_FILE
 from server.cores import usable_cores
 from server.engines import load_engine
-from server.manifest import MODEL_FILE, Manifest, read_manifest
+from server.manifest import Manifest, read_manifest
 
 MEMORY = "import sys; from bench.precision import hold; hold(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
 

@@ -32,9 +32,9 @@ from export.errors import ExportError
 from export.laws import check_foreign_laws, dtype_of, input_size, takes_sizes
 from export.measure import check_rows, compare_rows, largest_label, sample
 from export.progress import Progress
+from server.bundle_files import MODEL_FILE, sha256_of
 from server.cores import usable_cores
 from server.engines import load_engine
-from server.manifest import MODEL_FILE, sha256_of
 from server.masks import AnyMasks, Masks
 from server.preprocess import FixedInput
 

@@ -15,21 +15,9 @@ import numpy as np
 from export.errors import ExportError
 from export.laws import Axes
 from server.agreement import golden_tolerance
+from server.bundle_files import GOLDEN_FILE, MANIFEST_FILE, sha256_of
 from server.engines import Tensors
-from server.manifest import (
-    GOLDEN_FILE,
-    MANIFEST_FILE,
-    ClassName,
-    Defaults,
-    Golden,
-    Lowered,
-    Manifest,
-    Parity,
-    ParityRun,
-    TensorSpec,
-    Twin,
-    sha256_of,
-)
+from server.manifest import ClassName, Defaults, Golden, Lowered, Manifest, Parity, ParityRun, TensorSpec, Twin
 from server.masks import AnyMasks
 from server.preprocess import AnyInput
 

@@ -28,9 +28,10 @@ from export.precision.quantise import ONNXRUNTIME, TENSORRT
 from export.progress import Progress
 from export.source import build, classes_of, load_weights, takes
 from export.twin import check_settled, pictures_of, rounds_for, twin_of
+from server.bundle_files import MODEL_FILE, TWIN_FILE, sha256_of
 from server.cores import usable_cores
 from server.engines import load_engine
-from server.manifest import MODEL_FILE, TWIN_FILE, Twin, sha256_of
+from server.manifest import Twin
 
 EPILOG = """\
 examples:

@@ -19,7 +19,8 @@ from export.tensorrt.package import Package, compute_capabilities, find, gpu
 from export.tensorrt.passport import in_words, passport_for
 from export.tensorrt.profiles import profiles_for, read_best
 from export.tensorrt.worker import build_apart
-from server.manifest import MANIFEST_FILE, PLAN_FILE, TWIN_FILE, Manifest, read_bundle, sha256_of
+from server.bundle_files import MANIFEST_FILE, PLAN_FILE, TWIN_FILE, sha256_of
+from server.manifest import Manifest, read_bundle
 
 EPILOG = """\
 The bundle needs model.trt.onnx, which 'python -m export MODULE:BUILDER ... --tensorrt' writes. The engine has the

@@ -15,10 +15,11 @@ from export.precision.proof import held
 from export.progress import Progress
 from export.source import Exportable, build, load_weights
 from export.twin import check_settled, pictures_of
+from server.bundle_files import MODEL_FILE, TWIN_FILE, sha256_of
 from server.cores import usable_cores
 from server.engines import load_engine
 from server.loading import prove_golden
-from server.manifest import MODEL_FILE, TWIN_FILE, Bundle, read_bundle, read_manifest, sha256_of
+from server.manifest import Bundle, read_bundle, read_manifest
 from server.preprocess import FixedInput
 
 EPILOG = """\

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from server.agreement import off
+from server.bundle_files import GOLDEN_FILE, PLAN_FILE
 from server.engines import Engine, Tensors
 from server.engines.choice import Candidate, Here, Wanted, candidates, here
 from server.errors import DeviceFault, DeviceFull, GoldenMismatch, NoEngine, ShapeRefused, StartupError
-from server.manifest import GOLDEN_FILE, PLAN_FILE, Bundle, read_bundle
+from server.manifest import Bundle, read_bundle
 from server.masks import bind
 from server.scheduling.scheduler import GUESS_RUN_S
 

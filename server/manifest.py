@@ -13,7 +13,6 @@ not prove where a file came from.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Container
 from dataclasses import dataclass
@@ -22,15 +21,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from server.errors import BadManifest, HashMismatch
+from server.bundle_files import GOLDEN_FILE, MANIFEST_FILE, MODEL_FILE, check_file
+from server.errors import BadManifest
 from server.masks import AnyMasks
 from server.preprocess import AnyInput
-
-MODEL_FILE = "model.onnx"
-TWIN_FILE = "model.trt.onnx"
-PLAN_FILE = "model.plan"
-MANIFEST_FILE = "manifest.json"
-GOLDEN_FILE = "golden/sample.npz"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -206,7 +200,7 @@ def read_bundle(folder: Path, leave_out: Container[str] = ()) -> Bundle:
     manifest = read_manifest(folder)
     for name, promised in manifest.files.items():
         if name not in leave_out:
-            _check_file(folder, name, promised)
+            check_file(folder, name, promised)
     return Bundle(folder, manifest)
 
 
@@ -238,20 +232,3 @@ def read_manifest(folder: Path) -> Manifest:
         if needed not in manifest.files:
             raise BadManifest(f"{path}: files does not list {needed}")
     return manifest
-
-
-def _check_file(folder: Path, name: str, promised: str) -> None:
-    path = folder / name
-    inside = path.resolve().is_relative_to(folder.resolve())
-    if not inside or path.is_symlink():
-        raise BadManifest(f"{folder}: '{name}' leads outside the bundle; only plain files inside it are served")
-    if not path.is_file():
-        raise HashMismatch(f"{path} is missing; the bundle is incomplete, copy or export it again")
-    found = sha256_of(path)
-    if found != promised:
-        raise HashMismatch(f"{path} has sha256 {found[:12]}..., the manifest says {promised[:12]}...; export it again")
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

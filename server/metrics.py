@@ -1,7 +1,7 @@
 """The Prometheus metrics; names and labels are part of the contract.
 
 One registry per application, so that two of them in one process (as in tests) do not mix. With several processes the
-numbers live in shared memory and are totals (`server/processes/ledger.py`).
+numbers live in shared memory and are totals (`server/processes/totals.py`).
 """
 
 from __future__ import annotations

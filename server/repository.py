@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from server.bundle_files import MANIFEST_FILE, sha256_of
 from server.errors import BadManifest, BadParameter, HashMismatch, NotReady, StartupError, UnknownModel, UnknownVersion
-from server.manifest import MANIFEST_FILE, Manifest, sha256_of
 
 if TYPE_CHECKING:  # the supervisor, which knows the models and opens none, is to stay small
     import numpy as np
     from numpy.typing import NDArray
 
+    from server.manifest import Manifest
     from server.scheduling import Answer
 
 log = logging.getLogger("maskserve")
@@ -125,10 +126,10 @@ def find_models(bundles: Path) -> list[Served]:
     Raises:
         BadManifest: the folder holds no bundle at all.
     """
-    found = [(path.parent.parent.name, path.parent) for path in sorted(bundles.glob("*/*/manifest.json"))]
+    found = [(path.parent.parent.name, path.parent) for path in sorted(bundles.glob(f"*/*/{MANIFEST_FILE}"))]
     models = [Served(name, int(folder.name), folder) for name, folder in found if folder.name.isdecimal()]
     if not models:
-        raise BadManifest(f"no bundle in '{bundles}' (looked for <model>/<version>/manifest.json); see --bundles")
+        raise BadManifest(f"no bundle in '{bundles}' (looked for <model>/<version>/{MANIFEST_FILE}); see --bundles")
     return models
 
 

@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from server.bundle_files import sha256_of
 from server.engines.choice import Wanted
 from server.loading import load
-from server.manifest import read_bundle, sha256_of
+from server.manifest import read_bundle
 from tests.shared_data import shared
 from training.nuclei.evaluate import GOALS, evaluate, post
 from training.nuclei.server_process import serve

@@ -50,8 +50,8 @@ from models.blocks.top import UNUSED
 from models.blocks.watch import Counting
 from models.mask_rcnn import MaskRCNN
 from models.weights import load_into
+from server.bundle_files import MODEL_FILE, TWIN_FILE
 from server.engines import Engine, Tensors, load_engine
-from server.manifest import MODEL_FILE, TWIN_FILE
 from server.preprocess import FixedInput
 
 PROPOSALS = 0.98  # share that is the same set: a decision of NMS may hang on the last bit

@@ -19,9 +19,10 @@ import numpy as np
 
 from export.errors import ExportError
 from export.precision.pictures import read
+from server.bundle_files import sha256_of
 from server.engines import Engine
 from server.formats import FORMATS
-from server.manifest import ClassName, sha256_of
+from server.manifest import ClassName
 from server.masks import AnyMasks
 from server.preprocess import AnyInput
 from server.rle import string_to_counts

@@ -30,10 +30,11 @@ from export.precision.proof import FARTHEST
 from export.precision.quantise import Scheme, calibrate, prepared, quantise
 from export.progress import Progress
 from export.source import Exportable
+from server.bundle_files import MODEL_FILE
 from server.cores import usable_cores
 from server.distance import distance
 from server.engines import Engine, Tensors, load_engine
-from server.manifest import MODEL_FILE, Lowered
+from server.manifest import Lowered
 
 PROBES = 3  # calibration pictures that single modules and layers are tried on
 

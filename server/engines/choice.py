@@ -18,12 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from server.bundle_files import MODEL_FILE
 from server.engines import Engine
 from server.engines.device import Device, open_device
 from server.engines.passport import Machine, largest_batch, misfit, platform_here, read_plan
 from server.engines.provider import CUDA, Provider
 from server.errors import DeviceFault, DeviceFull, NoEngine
-from server.manifest import MODEL_FILE, Bundle
+from server.manifest import Bundle
 from server.preprocess import FixedInput
 
 log = logging.getLogger("maskserve")

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from server.manifest import PLAN_FILE, TWIN_FILE, Bundle, Manifest, Passport
+from server.bundle_files import PLAN_FILE, TWIN_FILE
+from server.manifest import Bundle, Manifest, Passport
 from server.preprocess import AnyInput, FixedInput, ShortestEdgeInput
 
 AMPERE = (8, 0)

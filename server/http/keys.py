@@ -14,12 +14,14 @@ import hmac
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import BadKeys, Forbidden, RateLimited, Unauthorized
+
+if TYPE_CHECKING:  # the supervisor, which counts keys and serves nobody, is to stay small
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 Group = Literal["segment", "metrics", "priority"]
 

@@ -7,8 +7,9 @@ grown to eight pixels, in tenths, whose centres lie at -0.375, -0.125, ... 1.375
     pixels      8 8 7 6 4 3 2 2        > 5        # # # # . . . .
 
 Along an axis it is a product with a table of shares, pixels by cells, most of it zeros. The table is made once for all
-masks of a picture, and a small mask then takes two products of a few cells. Of a large mask some rows are made at a
-time, so that values stay in a core's cache, and the bits are all that is ever as large as the mask.
+masks of a picture, and kept for the next of the same size; a small mask then takes two products of a few cells. Of a
+large mask some rows are made at a time, so that values stay in a core's cache, and the bits are all that is ever as
+large as the mask.
 
 `growing` does the same for cells that lie elsewhere for every mask, and rounds as PyTorch does; a product rounds once
 less, which turns a pixel now and then. Sums of planes have no last bit that would be the right one.
@@ -16,6 +17,7 @@ less, which turns a pixel now and then. Sums of planes have no last bit that wou
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -88,6 +90,7 @@ class Grid:
         return Patch(top, left, bits)
 
 
+@functools.lru_cache(maxsize=2)  # of one picture: those of a camera are all of one size
 def _axis(pixels: int, cells: int, step: float) -> _Axis:
     """
     Args:
@@ -104,4 +107,5 @@ def _axis(pixels: int, cells: int, step: float) -> _Axis:
     framed[:, -2] += framed[:, -1]
     centres = np.arange(-1, cells + 1)
     starts, stops = places.searchsorted(centres, side="right"), places.searchsorted(centres, side="left")
+    framed.flags.writeable = False  # others use it too
     return _Axis(starts.tolist(), stops.tolist(), framed[:, 1:-1])

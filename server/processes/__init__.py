@@ -27,10 +27,11 @@ caller that hangs up cannot make two pictures share one. The files in memory hav
 holds one is gone, so is the file, whichever way they died.
 
     arena.py       places in a file in memory          wire.py        the messages
-    board.py       what all processes may know         ledger.py      metrics whose totals are the totals
-    client.py      a front's way to the engine         front.py       the process around it
-    accepting.py   who takes the next connection
+    board.py       what all processes may know         ledger.py      what one process has counted
+    client.py      a front's way to the engine         totals.py      metrics whose totals are the totals
+    accepting.py   who takes the next connection       front.py       the process around it
     serving.py     the engine's way to its fronts      engine.py      the process around it
-    child.py       how all begin                       supervisor.py  who starts and ends whom
-    whole.py       a server with engines of its own    outside.py     its port and its signals
+    spec.py        what the supervisor tells them      supervisor.py  who starts and ends whom
+    child.py       how all begin                       outside.py     its port and its signals
+    whole.py       a server with engines of its own    handing.py     connections go on to whoever is free
 """

@@ -7,21 +7,21 @@ children do.
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from server.errors import StartupError
 from server.logs import logging_to_stderr, write_stderr
 from server.metrics import Metrics
 from server.processes.board import Board
-from server.processes.ledger import Ledger, Processes, Totals
+from server.processes.ledger import Ledger
+from server.processes.spec import Spec
+from server.processes.totals import Processes, Totals
 from server.repository import Repository, Served
 from server.settings import Settings
 from server.watchdog import leave
@@ -29,37 +29,6 @@ from server.watchdog import leave
 log = logging.getLogger("maskserve")
 
 PR_SET_PDEATHSIG = 1  # prctl(2): a signal for me when my parent dies
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """What a child is told."""
-
-    name: str  # one of `names`
-    names: list[str]  # of all processes, in the order of the board
-    number: int  # of a front, from 0
-    parent: int  # process id of the supervisor
-    settings: dict[str, Any]
-    load: str  # the function that opens a bundle: `server.loading:load`
-    models: list[tuple[str, str, str]]  # name, folder of the version, sha256 of its manifest
-    graph_files: list[int]  # of the models: descriptors of what `engines.ready_graph` shares
-    fronts: int
-    quotas: int
-    generation: int  # how many engine processes there have been, this one included
-    control: int  # descriptors: the socket of the supervisor,
-    listen: int | None  # that of the port,
-    inbox: int | None  # of connections that other fronts hand on,
-    doors: list[int]  # to the inboxes of all fronts,
-    board: int  # the board,
-    ledgers: list[int]  # and the metrics of the engine process and of all fronts
-
-    def dumps(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def loads(cls, text: bytes) -> Spec:
-        fields = json.loads(text)
-        return cls(**fields | {"models": [(name, folder, digest) for name, folder, digest in fields["models"]]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +71,6 @@ def run(work: Callable[[Child], int]) -> None:
         except Exception:
             log.critical("this process ended by a bug", exc_info=True)
     leave(code)
-
-
-def process_names(fronts: int, shared: bool) -> list[str]:
-    """Of all processes, in the order of the board's rows; without a shared engine its row stays empty."""
-    kind = "front" if shared else "server"
-    return ["supervisor", "engine", *(f"{kind}-{number + 1}" for number in range(fronts))]
 
 
 def people(names: list[str], board: Board) -> dict[str, int]:

@@ -28,15 +28,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from server.bundle_files import MANIFEST_FILE, sha256_of
 from server.errors import StartupError
 from server.http.keys import read_keys
 from server.logs import logging_to_stderr, write_stderr
-from server.manifest import MANIFEST_FILE, sha256_of
 from server.processes.board import Board, make_board
-from server.processes.child import Spec, process_names
 from server.processes.handing import make_inboxes
 from server.processes.ledger import Ledger, make_ledger
 from server.processes.outside import listening, waking
+from server.processes.spec import Spec, process_names
 from server.processes.wire import INTRODUCTION
 from server.repository import Repository, find_models
 from server.settings import Settings

@@ -14,8 +14,9 @@ import export.__main__ as command
 from export.source import Exportable, load_weights
 from models import weights
 from models.weights import read_checkpoint
+from server.bundle_files import MODEL_FILE
 from server.engines import load_engine
-from server.manifest import MODEL_FILE, read_bundle
+from server.manifest import read_bundle
 from server.masks import RoiMasks
 from tests.models.checkpoints import honest
 from tests.models.dialects.tiny_detectron_pytorch import CLASSES, checkpoint, mask_rcnn_tiny

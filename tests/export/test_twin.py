@@ -25,7 +25,8 @@ from export.twin import check_settled, pictures_of, rounds_for, twin_of
 from models.blocks.cluster_nms import ROUNDS, ClusterNMS
 from models.mask_rcnn import MaskRCNN, mask_rcnn_tiny
 from models.unet import unet_tiny
-from server.manifest import read_bundle, sha256_of
+from server.bundle_files import sha256_of
+from server.manifest import read_bundle
 from tests.models.trained import trained
 
 BUILDER = "models.mask_rcnn:mask_rcnn_tiny"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import export.__main__ as command
-from server.manifest import sha256_of
+from server.bundle_files import sha256_of
 from tests.export.graphs import Graph
 
 

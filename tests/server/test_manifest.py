@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from server.bundle_files import sha256_of
 from server.engines.choice import Wanted
 from server.errors import BadManifest, GoldenMismatch, HashMismatch, NoEngine, StartupError, UnsupportedModelFile
 from server.loading import load
-from server.manifest import read_bundle, sha256_of
+from server.manifest import read_bundle
 from server.repository import Repository, find_models
 
 

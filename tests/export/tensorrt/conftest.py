@@ -11,7 +11,7 @@ import pytest
 
 from export.errors import ExportError
 from export.tensorrt.package import Package, find
-from server.manifest import MODEL_FILE, TWIN_FILE, sha256_of
+from server.bundle_files import MODEL_FILE, TWIN_FILE, sha256_of
 
 
 @pytest.fixture(scope="session")

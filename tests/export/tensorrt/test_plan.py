@@ -10,7 +10,8 @@ import pytest
 
 import export.__main__ as command
 from export.tensorrt.package import Package
-from server.manifest import PLAN_FILE, TWIN_FILE, Manifest, read_bundle, sha256_of
+from server.bundle_files import PLAN_FILE, TWIN_FILE, sha256_of
+from server.manifest import Manifest, read_bundle
 from tests.export.tensorrt.conftest import with_twin
 from tests.export.tensorrt.toys import write_toy
 

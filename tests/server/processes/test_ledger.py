@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from prometheus_client import values
 
 from server.metrics import Metrics
-from server.processes.ledger import Ledger, Processes, Series, Totals, make_ledger
+from server.processes.ledger import Ledger, Series, make_ledger
+from server.processes.totals import Processes, Totals
 
 
 @pytest.fixture(autouse=True)
