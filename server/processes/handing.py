@@ -69,6 +69,7 @@ class Handing:
         self._inbox = inbox
         self._doors = doors
         self._rows = rows
+        self._inside = rows["inside"]
         self._number = number
         self._width = width
         self._clock = clock
@@ -94,9 +95,10 @@ class Handing:
         Args:
             connections: how many there are here.
         """
-        now, inside = self._clock(), self._rows["inside"]
-        here = int(inside[self._number])
-        if here >= self._width and (inside < self._width).any():
+        now, inside = self._clock(), self._inside
+        everywhere = inside.tolist()  # a few numbers, which Python compares quicker than numpy
+        here = everywhere[self._number]
+        if here >= self._width > min(everywhere):
             idle = (inside < self._width) & (now - self._given > SETTLE_S) & self._awake(now)
             if idle.any():
                 return _least(idle, inside)
@@ -155,7 +157,7 @@ class Handing:
         others = self._awake(self._clock())
         if self._rows["prepared"][self._number] or not others.any():
             return False
-        return self.give(_least(others, self._rows["inside"]), connection.fileno(), read)
+        return self.give(_least(others, self._inside), connection.fileno(), read)
 
 
 def _least(among: NDArray[np.bool_], of: NDArray[Any]) -> int:
