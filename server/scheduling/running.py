@@ -81,7 +81,11 @@ def run_halving(run: Run, again: Run, ran: Ran, clock: Callable[[], float]) -> l
 
 
 def _stack_and_run(run: Run, jobs: list[Job]) -> list[dict[str, NDArray[Any]] | None]:
-    """One row of outputs per job, None where they are not finite."""
+    """One row of outputs per job, None where they are not finite.
+
+    One picture alone is read where it lies. Once its caller has gone somebody else may write there; nobody reads that
+    answer.
+    """
     images = np.stack([job.tensor for job in jobs]) if len(jobs) > 1 else jobs[0].tensor[None]  # (B, h, w, 3)
     sizes = np.array([job.content for job in jobs], np.int32)  # (B, 2)
     outputs = run({"images": images, "sizes": sizes})
