@@ -19,7 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from server import memory
@@ -28,7 +27,7 @@ from server.errors import DeadlineExceeded, DeviceFault, NotReady, ServiceError
 from server.loading import Loaded, load
 from server.metrics import Metrics
 from server.repository import Repository, Served, check_digest
-from server.scheduling import Answer, Observer, Run, Scheduler
+from server.scheduling import Answer, Observer, Picture, Run, Scheduler
 from server.scheduling.scheduler import DEVICE_FAILED
 from server.settings import Settings
 from server.watchdog import RunClock, until_it_hangs
@@ -60,8 +59,7 @@ class Guarded:
 
     async def submit(
         self,
-        tensor: NDArray[np.uint8],
-        content: tuple[int, int],
+        picture: Picture | Callable[[], Picture],
         finish: Callable[[Answer], T],
         deadline: float | None = None,
         priority: int = 0,
@@ -72,7 +70,7 @@ class Guarded:
         try:
             async with patience:
                 self._inside.add(patience)
-                return await self.scheduler.submit(tensor, content, finish, deadline, priority)
+                return await self.scheduler.submit(picture, finish, deadline, priority)
         except TimeoutError:
             raise self._inside_gets() from None
         finally:
@@ -205,6 +203,7 @@ class Hosting:
 
         scheduler = Scheduler(
             self._watched(model, clock.timed(engine.run)),
+            self._workers,
             max_batch=min(settings.max_batch or most, most),
             max_batch_pixels=int(settings.max_batch_megapixels * 1e6),
             max_queue=settings.queue_limit * settings.max_images,
@@ -213,7 +212,6 @@ class Hosting:
             pace_s=loaded.pace_s,
             slots=min(engine.slots, self._workers.width),
             delay_s=settings.batch_delay_ms / 1000,
-            workers=self._workers,
             run_alone=self._watched(model, clock.timed(engine.run_alone)),
             crowded=self._crowded,
             observer=Observer(batch=ran, depth=depth.set, wasted=wasted.inc),

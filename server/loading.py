@@ -18,7 +18,7 @@ from server.engines.choice import Candidate, Here, Wanted, candidates, here
 from server.errors import DeviceFault, DeviceFull, GoldenMismatch, NoEngine, ShapeRefused, StartupError
 from server.manifest import Bundle, read_bundle
 from server.masks import bind
-from server.scheduling.scheduler import GUESS_RUN_S
+from server.scheduling.predictions import GUESS_RUN_S
 
 log = logging.getLogger("maskserve")
 

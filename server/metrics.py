@@ -98,7 +98,12 @@ class Metrics:
         self.rejected = Counter(
             "seg_rejected", "Requests refused by the server's state", (*MODEL, "reason"), registry=kind
         )
-        self.cancelled = Counter("seg_cancelled", "Clients that hung up, by stage", (*MODEL, "stage"), registry=kind)
+        self.cancelled = Counter(
+            "seg_cancelled",
+            "Clients that hung up, by stage; a run that has not ended counts as queue",
+            (*MODEL, "stage"),
+            registry=kind,
+        )
         self.wasted_images = Counter("seg_wasted_images", "Images run for clients that had gone", MODEL, registry=kind)
         self.engine_busy = Counter("seg_engine_busy_seconds", "Seconds the engine was running", MODEL, registry=kind)
         self.event_loop_lag = Histogram(

@@ -24,7 +24,7 @@ from server.masks import bind
 from server.parameters import Parameters, chosen_labels
 from server.preprocess import AnyInput, place
 from server.repository import Served
-from server.scheduling import Answer, Backlog, Cost, Mean
+from server.scheduling import Answer, Backlog, Cost, Mean, Picture
 from server.segments import Segment
 from server.stages import Stages
 from server.workers import Rank, Workers
@@ -66,6 +66,11 @@ class _Placed:
     began: float
     decoded: float
     placed: float
+
+    @property
+    def pixels(self) -> int:
+        """Of the network's input."""
+        return int(self.tensor.shape[0] * self.tensor.shape[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,31 +153,37 @@ class Pipeline:
         """The line, whose last step makes the answer's content and says how many instances are in it."""
         manifest, scheduler = task.model.ready()
         labels = chosen_labels(task.parameters.classes, manifest.classes)  # an unknown one is refused before any work
+        made: list[_Placed] = []  # by a worker, which goes on without a word to the event loop
+
+        def make() -> Picture:
+            placed = _decode_and_place(task, self._max_pixels, manifest.input, keep_image)
+            made.append(placed)
+            entry.expects(scheduler.worker_seconds(placed.pixels) + self._masks.predict(1, self._instances.value))
+            return Picture(placed.tensor, placed.frame.content)
+
+        def finish(answer: Answer) -> _Done[T]:
+            began = task.stages.clock()
+            content, instances = last(task, _Found(manifest, labels, made[0], answer))
+            return _Done(content, instances, made[0].frame.size, answer, began, task.stages.clock())
+
         with self._backlog.enter(self._expected_s(task)) as entry:
-            placed = await self.in_thread(
-                Rank.DECODE, _decode_and_place, task, self._max_pixels, manifest.input, keep_image
-            )
-            task.stages.mark("decode", placed.decoded)
-            task.stages.mark("preprocess", placed.placed)
-            self._decode.learn(placed.placed - placed.began, 1, len(task.payload))
-            input_pixels = placed.tensor.shape[0] * placed.tensor.shape[1]
-            self._input_pixels.learn(input_pixels)
-            entry.expects(scheduler.worker_seconds(input_pixels) + self._masks.predict(1, self._instances.value))
-
-            def finish(answer: Answer) -> _Done[T]:
-                began = task.stages.clock()
-                content, instances = last(task, _Found(manifest, labels, placed, answer))
-                ended = task.stages.clock()
-                return _Done(content, instances, placed.frame.size, answer, began, ended)
-
-            deadline, priority = task.deadline, task.parameters.priority or 0
-            done = await scheduler.submit(placed.tensor, placed.frame.content, finish, deadline, priority)
+            try:
+                done = await scheduler.submit(make, finish, task.deadline, task.parameters.priority or 0)
+            finally:
+                for placed in made:  # whatever came of it
+                    self._decoded(task, placed)
         task.stages.mark("queue", done.answer.began)
         task.stages.mark("inference", done.answer.ended)
         task.stages.mark("masks", done.ended)
         self._masks.learn(done.ended - done.began, 1, done.instances)
         self._instances.learn(done.instances)
         return done
+
+    def _decoded(self, task: Task, placed: _Placed) -> None:
+        task.stages.mark("decode", placed.decoded)
+        task.stages.mark("preprocess", placed.placed)
+        self._decode.learn(placed.placed - placed.began, 1, len(task.payload))
+        self._input_pixels.learn(placed.pixels)
 
     def _expected_s(self, task: Task) -> float:
         """Seconds of a worker that a picture will take, of which nothing is known but its file's size."""

@@ -15,11 +15,8 @@ from server.bundle_files import MANIFEST_FILE, sha256_of
 from server.errors import BadManifest, BadParameter, HashMismatch, NotReady, StartupError, UnknownModel, UnknownVersion
 
 if TYPE_CHECKING:  # the supervisor, which knows the models and opens none, is to stay small
-    import numpy as np
-    from numpy.typing import NDArray
-
     from server.manifest import Manifest
-    from server.scheduling import Answer
+    from server.scheduling import Answer, Picture
 
 log = logging.getLogger("maskserve")
 
@@ -42,8 +39,7 @@ class Batcher(Protocol):
 
     async def submit(
         self,
-        tensor: NDArray[np.uint8],
-        content: tuple[int, int],
+        picture: Picture | Callable[[], Picture],
         finish: Callable[[Answer], T],
         deadline: float | None = None,
         priority: int = 0,

@@ -108,11 +108,13 @@ class Segmenting:
             tasks = [Task(model, payload, parameters, record.stages.fork(), deadline, share) for payload in payloads]
             line = self._pipeline.overlay if drawn else self._pipeline.segment
             del payloads
-            if len(tasks) == 1:
-                results = [await unless_client_goes(_kept(line(tasks[0])), receive)]
-            else:
-                results = await unless_client_goes(asyncio.gather(*(_kept(line(task)) for task in tasks)), receive)
-        record.stages = max((task.stages for task in tasks), key=lambda clock: clock.last)  # the last one answered
+            try:
+                if len(tasks) == 1:
+                    results = [await unless_client_goes(_kept(line(tasks[0])), receive)]
+                else:
+                    results = await unless_client_goes(asyncio.gather(*(_kept(line(task)) for task in tasks)), receive)
+            finally:  # the last one answered, or where its client left it
+                record.stages = max((task.stages for task in tasks), key=lambda clock: clock.last)
         return results
 
     def _reply(self, results: Sequence[Result | RequestError | ServiceError], record: Record) -> Reply:

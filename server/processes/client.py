@@ -28,7 +28,7 @@ from server.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded, 
 from server.processes.arena import Arena, Window
 from server.processes.board import Board
 from server.processes.wire import INTRODUCTION, Answered, Cancel, Failed, Free, Job, Message, Unpacker, pack
-from server.scheduling import Answer
+from server.scheduling import Answer, Picture
 from server.workers import Rank, Workers
 
 log = logging.getLogger("maskserve")
@@ -92,15 +92,14 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
-    async def run(
-        self, model: int, tensor: NDArray[np.uint8], content: tuple[int, int], deadline: float | None, priority: int
-    ) -> Answer:
+    async def run(self, model: int, picture: Picture, deadline: float | None, priority: int) -> Answer:
         """One job from end to end.
 
         Raises:
             Overloaded, EngineFailed: no place for the tensor, now or ever.
             ServiceError: what the engine process says, or that it has ended.
         """
+        tensor = picture.tensor
         if tensor.nbytes > self._arena.capacity:
             limit = f"the limit is {self._arena.capacity / 1e6:.0f} MB (MASKSERVE_SHARED_MB)"
             raise EngineFailed(f"the network's view of this picture is {tensor.nbytes / 1e6:.0f} MB; {limit}")
@@ -113,7 +112,7 @@ class Connection(asyncio.Protocol):
         size = int(tensor.shape[0]), int(tensor.shape[1])
         future: asyncio.Future[Answer] = self._loop.create_future()
         self._pending[number] = _Pending(model, offset, future)
-        self._send(Job(number, model, offset, size, content, deadline, priority))
+        self._send(Job(number, model, offset, size, picture.content, deadline, priority))
         try:
             return await future
         except asyncio.CancelledError:
@@ -280,13 +279,14 @@ class RemoteBatcher:
 
     async def submit(
         self,
-        tensor: NDArray[np.uint8],
-        content: tuple[int, int],
+        picture: Picture | Callable[[], Picture],
         finish: Callable[[Answer], T],
         deadline: float | None = None,
         priority: int = 0,
     ) -> T:
-        answer = await self._link.connection.run(self._model, tensor, content, deadline, priority)
+        if not isinstance(picture, Picture):
+            picture = await self._workers.run(Rank.DECODE, picture)
+        answer = await self._link.connection.run(self._model, picture, deadline, priority)
         return await self._workers.run(Rank.MASKS, finish, answer)
 
     async def close(self, limit_s: float) -> None:

@@ -17,7 +17,7 @@ from server.errors import EngineFailed, Internal, Overloaded, ServiceError
 from server.processes.arena import ALIGNMENT, Arena, Window
 from server.processes.wire import Answered, Cancel, Failed, Free, Job, Message, Unpacker, lay_out, pack
 from server.repository import Served
-from server.scheduling import Answer
+from server.scheduling import Answer, Picture
 
 log = logging.getLogger("maskserve")
 
@@ -115,7 +115,7 @@ class Front(asyncio.Protocol):
             async with cancelled:
                 self._waiting[job.number] = cancelled
                 asyncio.get_running_loop().call_soon(self._changed, job.model)
-                return await batcher.submit(tensor, job.content, _as_it_is, job.deadline, job.priority)
+                return await batcher.submit(Picture(tensor, job.content), _as_it_is, job.deadline, job.priority)
         finally:
             del self._waiting[job.number]
 

@@ -8,7 +8,8 @@ so a batch that has not started keeps growing, and nobody ever waits on purpose:
     worker 2      [b c  ][e ]
 
 `queue.py` holds the order and the choice of a batch, with anything at all as work; `costs.py` learns what a step takes;
-`backlog.py` adds up what has been let in; `running.py` runs a batch, or its halves; `scheduler.py` puts them together.
+`predictions.py` says from that when an engine will be free; `backlog.py` adds up what has been let in; `line.py` is the
+queue and the runs under one lock; `running.py` runs a batch, or its halves; `scheduler.py` puts them together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from server.scheduling.backlog import Backlog
 from server.scheduling.costs import Cost, Mean
 from server.scheduling.queue import Queue, Waiting
-from server.scheduling.running import Answer, Run
+from server.scheduling.running import Answer, Picture, Run
 from server.scheduling.scheduler import Observer, Scheduler
 
-__all__ = ["Answer", "Backlog", "Cost", "Mean", "Observer", "Queue", "Run", "Scheduler", "Waiting"]
+__all__ = ["Answer", "Backlog", "Cost", "Mean", "Observer", "Picture", "Queue", "Run", "Scheduler", "Waiting"]

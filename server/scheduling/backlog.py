@@ -16,24 +16,19 @@ class Entry:
         self.left_s = seconds
 
     def expects(self, seconds: float) -> None:
-        """A step is over, or more is known: this much is left."""
-        self._change(seconds)
+        """A step is over, or more is known: this much is left. From any thread."""
+        self.left_s = seconds
 
     def __enter__(self) -> Entry:
         return self
 
     def __exit__(self, *_: object) -> None:
         """All is done, or given up."""
-        self._change(0.0)
         self._backlog.entries.discard(self)
-
-    def _change(self, seconds: float) -> None:
-        self._backlog.seconds += seconds - self.left_s
-        self.left_s = seconds
 
 
 class Backlog:
-    """Used on one event loop.
+    """Used on one event loop, but for what an entry expects.
 
     Args:
         width: workers that share the work.
@@ -41,13 +36,11 @@ class Backlog:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.seconds = 0.0
         self.entries: set[Entry] = set()
 
     def enter(self, seconds: float) -> Entry:
         entry = Entry(self, seconds)
         self.entries.add(entry)
-        self.seconds += seconds
         return entry
 
     @property
@@ -57,4 +50,4 @@ class Backlog:
 
     def wait_s(self) -> float:
         """Predicted seconds until what comes now would begin; 0 while a worker is idle."""
-        return 0.0 if self.idle else max(0.0, self.seconds) / self.width
+        return 0.0 if self.idle else sum([entry.left_s for entry in self.entries]) / self.width

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,20 @@ class Answer:
     batch_size: int
 
 
-@dataclass(eq=False, slots=True)
-class Job:
-    """A picture in the network's input, who waits for it, and what is to be made of its answer."""
+class Picture(NamedTuple):
+    """A picture in the network's input."""
 
     tensor: NDArray[np.uint8]  # (h, w, 3)
     content: tuple[int, int]  # (height, width) of the picture inside the tensor
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """A picture, what is to be made of its answer, and who waits for that."""
+
+    picture: Picture
     finish: Callable[[Answer], Any]
-    future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    future: asyncio.Future[Any]
 
 
 Item = Waiting[Job]
@@ -86,8 +92,9 @@ def _stack_and_run(run: Run, jobs: list[Job]) -> list[dict[str, NDArray[Any]] | 
     One picture alone is read where it lies. Once its caller has gone somebody else may write there; nobody reads that
     answer.
     """
-    images = np.stack([job.tensor for job in jobs]) if len(jobs) > 1 else jobs[0].tensor[None]  # (B, h, w, 3)
-    sizes = np.array([job.content for job in jobs], np.int32)  # (B, 2)
+    tensors = [job.picture.tensor for job in jobs]
+    images = np.stack(tensors) if len(tensors) > 1 else tensors[0][None]  # (B, h, w, 3)
+    sizes = np.array([job.picture.content for job in jobs], np.int32)  # (B, 2)
     outputs = run({"images": images, "sizes": sizes})
     rows = [{name: tensor[i] for name, tensor in outputs.items()} for i in range(len(jobs))]
     return [row if all(np.isfinite(tensor).all() for tensor in row.values()) else None for row in rows]

@@ -115,5 +115,6 @@ def test_work_is_not_begun_for_callers_who_have_gone(tiny_bundle: Path) -> None:
     assert total(page, "seg_requests_total") == CALLERS
     cancelled = total(page, "seg_cancelled_total")
     assert cancelled == total(page, 'seg_requests_total{model="tiny",status="499",version="1"}')
+    assert total(page, 'seg_cancelled_total{model="tiny",stage="queue",version="1"}') > 0.8 * cancelled
     # who hung up while the answer was on its way counts as answered; nobody else does
     assert len(left.keys() - engine.began.keys()) <= cancelled <= len(left)

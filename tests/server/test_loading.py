@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from server.engines import Tensors
 from server.loading import measure
-from server.scheduling.scheduler import GUESS_RUN_S
+from server.scheduling.predictions import GUESS_RUN_S
 
 SAMPLE: Tensors = {"images": np.zeros((1, 10, 10, 3), np.uint8), "sizes": np.array([[10, 10]], np.int32)}
 

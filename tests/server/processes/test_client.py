@@ -61,7 +61,7 @@ class Pair:
         os.close(self.board_file)
 
     async def ask(self, number: int, side: int = SIDE, deadline: float | None = None) -> Answer:
-        return await self.connection.run(0, picture(number, side), (side, side), deadline, 0)
+        return await self.connection.run(0, picture(number, side), deadline, 0)
 
     async def is_tidy(self) -> bool:
         """Whether every place on both sides has come back, as it must once nobody holds an answer."""

@@ -194,6 +194,7 @@ def test_a_client_that_hangs_up_leaves_no_job_behind(bundles: Path, tmp_path: Pa
                 time.sleep(0.02)
         slow.join(20)
         wait_until(lambda: server.metric("seg_cancelled_total") == 5)
+        assert server.metric("seg_cancelled_total", stage="queue") == 5
         assert server.metric("seg_batch_size_sum") == 1
         assert server.metric("seg_wasted_images_total") == 0
         assert server.ask(png())[0] == 200
@@ -436,7 +437,7 @@ def test_a_signal_under_load_loses_nothing_and_ends_with_0(
     bundles: Path, tmp_path: Path, number: int, engines: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_DELAY_S", "0.05")
-    with running(bundles, tmp_path, 2, max_wait_ms=60000, engines=engines) as server:
+    with running(bundles, tmp_path, 2, max_wait_ms=60000, max_batch=1, engines=engines) as server:
         children = server.children()
         answers: list[int] = []
         threads = [threading.Thread(target=lambda: answers.append(server.ask(png())[0])) for _ in range(30)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from server.errors import DeadlineExceeded, Draining, EngineFailed, ModelOutputInvalid, Overloaded
-from server.scheduling import Answer, Observer, Scheduler
+from server.errors import BadImage, DeadlineExceeded, Draining, EngineFailed, ModelOutputInvalid, Overloaded
+from server.scheduling import Answer, Observer, Picture, Scheduler
 from server.workers import Workers
 
 SIDE = 4
+RUNNING: list[Workers] = []  # of schedulers that a test has made
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    for workers in RUNNING:
+        workers.close()
+    RUNNING.clear()
 
 
 class Engine:
@@ -44,13 +54,14 @@ class Engine:
         return {"answer": answers}
 
 
-def picture(number: int, side: int = SIDE) -> NDArray[np.uint8]:
-    return np.full((side, side, 3), number, np.uint8)
+def picture(number: int, side: int = SIDE) -> Picture:
+    return Picture(np.full((side, side, 3), number, np.uint8), (side, side))
 
 
 def scheduler_of(engine: Engine, **changes: Any) -> Scheduler:
     options: dict[str, Any] = {"max_batch": 4, "max_batch_pixels": 10**6, "max_queue": 100, "max_wait_s": 60.0}
-    return Scheduler(engine.run, **(options | changes))
+    RUNNING.append(Workers(changes.get("slots", 1)))
+    return Scheduler(engine.run, RUNNING[-1], **(options | changes))
 
 
 def number_of(answer: Answer) -> int:
@@ -59,7 +70,7 @@ def number_of(answer: Answer) -> int:
 
 async def ask(scheduler: Scheduler, number: int, side: int = SIDE, deadline: float | None = None) -> int:
     scheduler.check_admission()
-    return await scheduler.submit(picture(number, side), (side, side), number_of, deadline)
+    return await scheduler.submit(picture(number, side), number_of, deadline)
 
 
 def run(story: Callable[[], Any]) -> Any:
@@ -122,7 +133,7 @@ def test_a_higher_priority_goes_first_but_not_past_who_waited_longer_than_it_is_
         await asyncio.to_thread(engine.started.wait, 5)
         for number, at, priority in ((1, 0.0, 0), (2, 1.0, 0), (3, 1.5, 1), (4, 2.5, 9), (5, 2.6, 2)):
             now[0] = at
-            submit = scheduler.submit(picture(number), (SIDE, SIDE), number_of, None, priority)
+            submit = scheduler.submit(picture(number), number_of, None, priority)
             tasks.append(asyncio.create_task(submit))
             await asyncio.sleep(0)
         engine.free.set()
@@ -251,7 +262,7 @@ def test_after_the_load_stops_the_queue_admits_when_it_said_it_would() -> None:
 
     async def story() -> float:
         scheduler = scheduler_of(engine, max_batch=1, max_wait_s=0.2, pace_s=0.02 / SIDE**2)
-        tasks = [asyncio.create_task(scheduler.submit(picture(n), (SIDE, SIDE), number_of)) for n in range(40)]
+        tasks = [asyncio.create_task(scheduler.submit(picture(n), number_of)) for n in range(40)]
         await asyncio.sleep(0.1)
         with pytest.raises(Overloaded) as caught:
             scheduler.check_admission()
@@ -288,16 +299,15 @@ def test_a_delay_on_purpose_gathers_a_batch_and_a_full_one_does_not_wait() -> No
 
 
 @settings(max_examples=30, deadline=None)
-@given(slots=st.integers(1, 3), count=st.integers(1, 40), data=st.data())
-def test_with_shared_workers_every_answer_comes_once_whoever_gives_up(
-    slots: int, count: int, data: st.DataObject
-) -> None:
-    engine, workers = Engine(), Workers(slots)
+@given(slots=st.integers(1, 3), count=st.integers(1, 40), made=st.booleans(), data=st.data())
+def test_every_answer_comes_once_whoever_gives_up(slots: int, count: int, made: bool, data: st.DataObject) -> None:
+    engine = Engine()
     giving_up = data.draw(st.sets(st.integers(0, count - 1)))
 
     async def story() -> None:
-        scheduler = scheduler_of(engine, workers=workers, slots=slots, run_alone=engine.run)
-        tasks = [asyncio.create_task(ask(scheduler, number)) for number in range(count)]
+        scheduler = scheduler_of(engine, slots=slots, run_alone=engine.run)
+        pictures = [functools.partial(picture, number) if made else picture(number) for number in range(count)]
+        tasks = [asyncio.create_task(scheduler.submit(each, number_of)) for each in pictures]
         await asyncio.sleep(0)
         for number in giving_up:
             tasks[number].cancel()
@@ -307,9 +317,108 @@ def test_with_shared_workers_every_answer_comes_once_whoever_gives_up(
         await scheduler.close(5)
 
     run(story)
-    workers.close()
     ran = [number for batch in engine.batches for number in batch]
     assert len(ran) == len(set(ran))
+
+
+def test_a_worker_that_has_made_a_picture_runs_it_while_the_event_loop_does_something_else() -> None:
+    engine, ran = Engine(), threading.Event()
+
+    def make() -> Picture:
+        return picture(7)
+
+    def finish(answer: Answer) -> int:
+        ran.set()
+        return number_of(answer)
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine)
+        task = asyncio.create_task(scheduler.submit(make, finish))
+        await asyncio.sleep(0)
+        assert ran.wait(5)  # the loop stands still
+        assert await task == 7
+        await scheduler.close(5)
+
+    run(story)
+
+
+def test_who_gives_up_while_the_picture_is_made_is_not_in_the_queue_afterwards() -> None:
+    engine, making, go_on = Engine(), threading.Event(), threading.Event()
+
+    def make() -> Picture:
+        making.set()
+        assert go_on.wait(5)
+        return picture(1)
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine)
+        task = asyncio.create_task(scheduler.submit(make, number_of))
+        await asyncio.to_thread(making.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        assert await ask(scheduler, 2) == 2
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[2]]
+
+
+def test_what_making_a_picture_raises_is_the_callers() -> None:
+    def make() -> Picture:
+        raise BadImage("torn")
+
+    async def story() -> None:
+        scheduler = scheduler_of(Engine(), max_queue=0)
+        with pytest.raises(BadImage):
+            await scheduler.submit(make, number_of)
+        with pytest.raises(Overloaded):  # from where the worker puts it
+            await scheduler.submit(functools.partial(picture, 1), number_of)
+        await scheduler.close(5)
+
+    run(story)
+
+
+def test_a_picture_made_after_the_limit_of_closing_is_told_so() -> None:
+    making, go_on = threading.Event(), threading.Event()
+
+    def make() -> Picture:
+        making.set()
+        assert go_on.wait(5)
+        return picture(1)
+
+    async def story() -> None:
+        scheduler = scheduler_of(Engine())
+        task = asyncio.create_task(scheduler.submit(make, number_of))
+        await asyncio.to_thread(making.wait, 5)
+        await scheduler.close(0.05)
+        go_on.set()
+        with pytest.raises(Draining):
+            await task
+
+    run(story)
+
+
+def test_a_picture_that_is_being_made_while_the_scheduler_closes_is_answered() -> None:
+    making, go_on = threading.Event(), threading.Event()
+
+    def make() -> Picture:
+        making.set()
+        assert go_on.wait(5)
+        return picture(1)
+
+    async def story() -> None:
+        scheduler = scheduler_of(Engine())
+        task = asyncio.create_task(scheduler.submit(make, number_of))
+        await asyncio.to_thread(making.wait, 5)
+        closing = asyncio.create_task(scheduler.close(5))
+        await asyncio.sleep(0.01)
+        go_on.set()
+        assert await task == 1
+        await closing
+
+    run(story)
 
 
 def test_a_full_queue_refuses() -> None:
