@@ -167,7 +167,7 @@ class Hosting:
         for model in self._repository.models:
             model.condition.become("loading", "is being loaded and checked")
             work = asyncio.get_running_loop().run_in_executor(
-                self._loader, self._load, model.folder, replace(wanted, graph_file=model.graph_file)
+                self._loader, self._load_one, model.folder, replace(wanted, graph_file=model.graph_file)
             )
             try:
                 loaded = await work
@@ -180,11 +180,16 @@ class Hosting:
                 self._repository.fail(model, error)
         self.settled = True  # with no turn of the loop since the last model became ready
         self._on_settled()
-        for loaded, _ in list(self._loaded.values()):
-            await asyncio.get_running_loop().run_in_executor(self._loader, loaded.engine.give_back)
         gc.collect()
         gc.freeze()  # what has been loaded stays: without this the collector walks it now and then, for 25 ms
-        memory.give_back()  # what reading the files took
+
+    def _load_one(self, folder: Path, wanted: Wanted) -> Loaded:
+        """In the loader's thread. What loading took goes back before anybody can ask for a run: what the first runs
+        take would lie between, and much of it would stay for good."""
+        loaded = self._load(folder, wanted)
+        loaded.engine.give_back()
+        memory.give_back()
+        return loaded
 
     def _serve(self, model: Served, loaded: Loaded) -> None:
         """Give a proven model its scheduler."""

@@ -101,11 +101,6 @@ def assert_problem(response: Any, status: int, code: str) -> dict[str, Any]:
     return content
 
 
-def test_what_loading_took_is_given_back(client: TestClient, loader: FakeLoader) -> None:
-    wait_until(lambda: loader.engine.gave_back)
-    assert client.get("/readyz").status_code == 200
-
-
 def test_an_image_goes_in_and_coco_masks_come_out(client: TestClient) -> None:
     response = client.post("/v1/segment?score_threshold=0.1", content=png(60, 40))
     assert response.status_code == 200
