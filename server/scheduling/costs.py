@@ -14,7 +14,7 @@ long for a matrix this small.
 
 from __future__ import annotations
 
-MEMORY = 0.93  # weight of a measurement after the next one came: some fourteen count
+MEMORY = 0.93  # some fourteen measurements count
 RIDGE = 1e-6  # weight of the first guess
 LEAST = 0.01  # of a first guess that a term keeps
 TICK = 1e-7  # seconds: no step takes less
@@ -26,10 +26,12 @@ class Cost:
     Args:
         per_time: first guess of the seconds that it takes at all, above 0.
         per_unit: and of the seconds per unit, above 0.
+        memory: weight of a measurement after the next one came.
     """
 
-    def __init__(self, per_time: float, per_unit: float) -> None:
+    def __init__(self, per_time: float, per_unit: float, memory: float = MEMORY) -> None:
         self._guess = per_time, per_unit
+        self._memory = memory
         self._per_time, self._per_unit = self._guess
         self._square = RIDGE, 0.0, RIDGE  # upper left, off the diagonal, lower right
         self._product = RIDGE, RIDGE  # its right-hand side
@@ -49,11 +51,11 @@ class Cost:
         seconds = max(seconds, TICK)
         self._measured = True
         once, each = once / seconds, each / seconds
-        kept = RIDGE * (1.0 - MEMORY)
+        memory, kept = self._memory, RIDGE * (1.0 - self._memory)
         a, b, c = self._square
-        self._square = MEMORY * a + kept + once * once, MEMORY * b + once * each, MEMORY * c + kept + each * each
+        self._square = memory * a + kept + once * once, memory * b + once * each, memory * c + kept + each * each
         p, q = self._product
-        self._product = MEMORY * p + kept + once, MEMORY * q + kept + each
+        self._product = memory * p + kept + once, memory * q + kept + each
         scale = self._solve()
         self._per_time, self._per_unit = self._guess[0] * scale[0], self._guess[1] * scale[1]
 

@@ -9,6 +9,8 @@ from server.scheduling.running import Ran
 
 GUESS_RUN_S, GUESS_PIXEL_S = 1e-4, 1e-8  # until a run was measured
 WASTE = 0.05  # share of a batch's time that its fixed cost may be; a larger batch is not worth waiting for
+OFTEN = 16  # runs of a size after which its cost is known
+LONG_MEMORY = 0.99  # of what a batch saves, which changes less than the machine's pace: some hundred measurements count
 
 
 class Predictions:
@@ -18,16 +20,29 @@ class Predictions:
         run_s, pace_s: what a run takes, seconds and seconds per input pixel, to believe until runs have been measured.
         max_batch: images in a batch.
         slots: runs at the same time.
+        tried: images in the largest batch whose cost is known; more than twice as many are never worth it. A guess that
+            was too high is found out by pairs, before the engine has taken memory for many.
     """
 
-    def __init__(self, run_s: float, pace_s: float, max_batch: int, slots: int) -> None:
+    def __init__(self, run_s: float, pace_s: float, max_batch: int, slots: int, tried: int) -> None:
         self._crowded, self._alone = Cost(run_s, pace_s), Cost(run_s, pace_s)
+        self._saving = Cost(run_s, pace_s, LONG_MEMORY)
         self._max_batch = max_batch
         self._slots = slots
+        self._tried = tried
+        self._larger = 0  # runs of more than that
 
     def learn(self, ran: Ran) -> None:
         """From a run that did not fail."""
-        self._of(ran.alone).learn(ran.ended - ran.began, 1, ran.pixels)
+        seconds = ran.ended - ran.began
+        self._of(ran.alone).learn(seconds, 1, ran.pixels)
+        if ran.alone:
+            return
+        self._saving.learn(seconds, 1, ran.pixels)
+        if len(ran.items) > self._tried:
+            self._larger += 1
+            if self._larger == OFTEN:
+                self._tried, self._larger = len(ran.items), 0
 
     def image_seconds(self, pixels: float, alone: bool = False) -> float:
         """Of a run for one image, which may be alone on the machine."""
@@ -38,10 +53,10 @@ class Predictions:
         return self._crowded.predict(images / self.worth(pixels / max(1, images)), pixels)
 
     def worth(self, pixels: float) -> int:
-        """Images of `pixels` in a batch whose fixed cost is no more than `WASTE` of it."""
-        fixed, each = self._crowded.predict(1, 0), self._crowded.predict(0, pixels)
+        """Images of `pixels` in a batch whose fixed cost is no more than `WASTE` of it, as far as is known."""
+        fixed, each = self._saving.predict(1, 0), self._saving.predict(0, pixels)
         needed = fixed * (1 - WASTE) / (WASTE * each) if each > 0 else float(self._max_batch)
-        return max(1, min(self._max_batch, round(needed)))
+        return max(1, min(self._max_batch, 2 * self._tried, round(needed)))
 
     def wait_s(self, images: int, pixels: int, running: Iterable[Ran], now: float) -> float:
         """Seconds until the runs that have begun, and what waits in the queue, are over."""

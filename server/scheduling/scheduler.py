@@ -68,6 +68,7 @@ class Scheduler:
         max_queue: jobs that may wait.
         max_wait_s: `check_admission` refuses when a job would wait longer; never when the engine is idle.
         run_s, pace_s: what a run takes, seconds and seconds per input pixel, to believe until runs have been measured.
+        tried: images in the largest batch whose cost is known; batches grow from there.
         slots: runs at the same time.
         delay_s: how long a job waits on purpose for others to share its batch with, unless the batch is full.
         run_alone: in place of `run` while no other worker computes: the engine may use all cores.
@@ -85,6 +86,7 @@ class Scheduler:
         max_wait_s: float,
         run_s: float = GUESS_RUN_S,
         pace_s: float = GUESS_PIXEL_S,
+        tried: int = 1,
         slots: int = 1,
         delay_s: float = 0.0,
         run_alone: Run | None = None,
@@ -102,7 +104,7 @@ class Scheduler:
         self._observer = observer or Observer()
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._predictions = Predictions(run_s, pace_s, max_batch, slots)
+        self._predictions = Predictions(run_s, pace_s, max_batch, slots, tried)
         self._line = Line(
             Queue(max_batch, max_batch_pixels),
             self._predictions,

@@ -50,7 +50,7 @@ def measured(run_s: float, image_s: float, max_batch: int = 8, crowded_s: float 
 
 
 def test_what_a_run_costs_besides_its_pictures_is_found_where_the_first_run_of_a_shape_is_slow() -> None:
-    assert measured(0.004, 0.001) == pytest.approx((0.001 / 100, 0.004))
+    assert measured(0.004, 0.001) == pytest.approx((0.003 / 100, 0.002))  # half of what is saved is believed
 
 
 @pytest.mark.parametrize("crowded_s", [0.0, 1.0, 4.001, 4.003, 4.010])
@@ -60,5 +60,5 @@ def test_a_process_that_loads_beside_does_not_make_batches_look_worthwhile(crowd
 
 def test_a_measurement_keeps_within_bounds() -> None:
     assert measured(0.0, 0.005) == pytest.approx((0.005 / 100, GUESS_RUN_S))
-    assert measured(0.005, 0.0) == pytest.approx((0.0005 / 100, 0.0045))
+    assert measured(0.005, 0.0) == pytest.approx((0.00275 / 100, 0.00225))
     assert measured(0.004, 0.001, max_batch=1) == pytest.approx((0.005 / 100, GUESS_RUN_S))

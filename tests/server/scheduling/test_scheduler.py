@@ -60,6 +60,7 @@ def picture(number: int, side: int = SIDE) -> Picture:
 
 def scheduler_of(engine: Engine, **changes: Any) -> Scheduler:
     options: dict[str, Any] = {"max_batch": 4, "max_batch_pixels": 10**6, "max_queue": 100, "max_wait_s": 60.0}
+    options["tried"] = 100
     RUNNING.append(Workers(changes.get("slots", 1)))
     return Scheduler(engine.run, RUNNING[-1], **(options | changes))
 
