@@ -215,6 +215,7 @@ class Hosting:
             max_wait_s=settings.max_wait_ms / 1000,
             run_s=loaded.run_s,
             pace_s=loaded.pace_s,
+            tried=loaded.tried or most,
             slots=min(engine.slots, self._workers.width),
             delay_s=settings.batch_delay_ms / 1000,
             run_alone=self._watched(model, clock.timed(engine.run_alone)),

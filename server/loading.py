@@ -34,6 +34,7 @@ class Loaded:
     pace_s: float  # seconds per input pixel of a run, and ...
     run_s: float = GUESS_RUN_S  # ... seconds of every run besides, both of the warm-up
     max_batch: int | None = None  # images that the engine takes, where that is fewer than the bundle says
+    tried: int | None = None  # images in the largest run whose memory is taken already; None: in any
     precision: str | None = None  # that the engine computes in, where that is not the bundle's
     note: str = ""  # why it is not a better engine; for people, and without paths
 
@@ -85,7 +86,8 @@ def _open_and_prove(bundle: Bundle, candidate: Candidate, passed_over: list[str]
     except BaseException:
         engine.close()
         raise
-    return Loaded(bundle, engine, pace_s, run_s, opened.max_batch, opened.precision, "; ".join(passed_over))
+    note = "; ".join(passed_over)
+    return Loaded(bundle, engine, pace_s, run_s, opened.max_batch, opened.tried, opened.precision, note)
 
 
 def measure(

@@ -60,6 +60,9 @@ class Opened:
     engine: Engine
     precision: str
     max_batch: int  # images a run may have
+    tried: (
+        int  # images in the largest run whose memory is taken already; batches grow from there as they prove worth it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ def _open_cpu(bundle: Bundle, wanted: Wanted) -> Opened:
     from server.engines import load_engine
 
     engine = load_engine(bundle.folder / MODEL_FILE, wanted.threads, wanted.graph_file)
-    return Opened(engine, bundle.manifest.precision, _max_batch(bundle, wanted))
+    return Opened(engine, bundle.manifest.precision, _max_batch(bundle, wanted), tried=1)
 
 
 def _open_cuda(bundle: Bundle, wanted: Wanted, machine: Here) -> Opened:
@@ -152,7 +155,7 @@ def _open_cuda(bundle: Bundle, wanted: Wanted, machine: Here) -> Opened:
     largest = Largest(max(images, 2), _most_pixels(bundle, wanted))
     path, provider, graphs = bundle.folder / MODEL_FILE, machine.provider, wanted.cuda_graphs
     engine = _with_room(lambda: OnnxRuntimeCuda(path, device, largest, provider=provider, graphs=graphs))
-    return Opened(engine, bundle.manifest.precision, images)
+    return Opened(engine, bundle.manifest.precision, images, tried=images)
 
 
 def _open_tensorrt(bundle: Bundle, wanted: Wanted, machine: Here) -> Opened:
@@ -169,7 +172,8 @@ def _open_tensorrt(bundle: Bundle, wanted: Wanted, machine: Here) -> Opened:
         raise NoEngine(plan)
     trt = machine.bindings(passport.package)
     engine = _with_room(lambda: TensorRT(trt, plan, device, passport.package))
-    return Opened(engine, passport.precision, min(_max_batch(bundle, wanted), largest_batch(passport)))
+    most = min(_max_batch(bundle, wanted), largest_batch(passport))
+    return Opened(engine, passport.precision, most, tried=most)
 
 
 def _with_room(make: Callable[[], Engine]) -> Engine:

@@ -20,8 +20,8 @@ class Predictions:
         run_s, pace_s: what a run takes, seconds and seconds per input pixel, to believe until runs have been measured.
         max_batch: images in a batch.
         slots: runs at the same time.
-        tried: images in the largest batch whose cost is known; more than twice as many are never worth it. A guess that
-            was too high is found out by pairs, before the engine has taken memory for many.
+        tried: images in the largest batch that the engine has memory for, or that was run `OFTEN`; more than twice as
+            many are never worth it, so a guess that was too high is found out before the memory for many is taken.
     """
 
     def __init__(self, run_s: float, pace_s: float, max_batch: int, slots: int, tried: int) -> None:

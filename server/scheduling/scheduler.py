@@ -68,7 +68,7 @@ class Scheduler:
         max_queue: jobs that may wait.
         max_wait_s: `check_admission` refuses when a job would wait longer; never when the engine is idle.
         run_s, pace_s: what a run takes, seconds and seconds per input pixel, to believe until runs have been measured.
-        tried: images in the largest batch whose cost is known; batches grow from there.
+        tried: images in the largest batch that the engine has memory for; batches grow from there by doubling.
         slots: runs at the same time.
         delay_s: how long a job waits on purpose for others to share its batch with, unless the batch is full.
         run_alone: in place of `run` while no other worker computes: the engine may use all cores.

@@ -124,6 +124,15 @@ def test_auto_takes_the_plan_then_the_gpu_then_the_cpu_and_says_why(planned: Pat
     assert (name, note) == ("onnxruntime-cpu", "model.plan is not used, no CUDA device: the driver counts none")
 
 
+def test_batches_grow_from_one_where_memory_is_taken_run_by_run(planned: Path, gpu: Here) -> None:
+    tried = {}
+    for machine in (with_tensorrt(gpu, planned), gpu, Here(None, "no CUDA device")):
+        loaded = load(planned, Wanted(1), lambda machine=machine: machine)  # type: ignore[misc]
+        loaded.engine.close()
+        tried[loaded.engine.name] = loaded.tried
+    assert tried == {"tensorrt": 2, "onnxruntime-cuda": 8, "onnxruntime-cpu": 1}
+
+
 def test_a_damaged_plan_does_not_keep_the_onnx_file_from_being_served(planned: Path, gpu: Here) -> None:
     (planned / "model.plan").write_bytes(b"another")
     name, note, _ = served(planned, with_tensorrt(gpu, planned))
@@ -172,7 +181,7 @@ def test_an_engine_that_has_no_room_left_to_run_is_passed_over(
         def _refuse(self, inputs: object) -> None:
             raise DeviceFull("cudaMalloc: no memory left")
 
-    full = Opened(Full(load_engine(bundle / "model.onnx", 1), "onnxruntime-cuda"), "fp32", 8)
+    full = Opened(Full(load_engine(bundle / "model.onnx", 1), "onnxruntime-cuda"), "fp32", 8, 8)
     monkeypatch.setattr(choice, "_open_cuda", lambda bundle, wanted, machine: full)
     name, note, _ = served(bundle, gpu)
     assert name == "onnxruntime-cpu"

@@ -103,6 +103,26 @@ def test_each_submitter_gets_its_own_answer_once_and_no_batch_is_too_large_or_mi
         assert len(batch) == 1 or sum(sides[n] ** 2 for n in batch) <= max_pixels
 
 
+def test_batches_grow_by_doubling_where_their_memory_is_not_taken_yet() -> None:
+    engine = Engine()
+    engine.free.clear()
+
+    async def story() -> None:
+        scheduler = scheduler_of(engine, max_batch=64, tried=1)
+        tasks = [asyncio.create_task(ask(scheduler, 0))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        tasks += [asyncio.create_task(ask(scheduler, number)) for number in range(1, 41)]
+        await asyncio.sleep(0)
+        engine.free.set()
+        assert await asyncio.gather(*tasks) == list(range(41))
+        await scheduler.close(5)
+
+    run(story)
+    sizes = [len(batch) for batch in engine.batches]
+    assert sizes[:2] == [1, 2]
+    assert all(size <= 2 for size in sizes[:17])
+
+
 def test_an_idle_engine_takes_what_comes_at_once_and_a_waiting_batch_keeps_growing() -> None:
     engine = Engine()
     engine.free.clear()
