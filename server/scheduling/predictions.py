@@ -8,7 +8,7 @@ from server.scheduling.costs import Cost
 from server.scheduling.running import Ran
 
 GUESS_RUN_S, GUESS_PIXEL_S = 1e-4, 1e-8  # until a run was measured
-WASTE = 0.05  # share of a batch's time that its fixed cost may be; a larger batch is not worth waiting for
+WASTE = 0.1  # share of a batch's time that its fixed cost may be; a larger batch is not worth waiting for
 OFTEN = 16  # runs of a size after which its cost is known
 LONG_MEMORY = 0.99  # of what a batch saves, which changes less than the machine's pace: some hundred measurements count
 
