@@ -60,9 +60,7 @@ class Opened:
     engine: Engine
     precision: str
     max_batch: int  # images a run may have
-    tried: (
-        int  # images in the largest run whose memory is taken already; batches grow from there as they prove worth it
-    )
+    tried: int  # images in the largest run whose memory is taken already; batches grow from there
 
 
 @dataclass(frozen=True, slots=True)
