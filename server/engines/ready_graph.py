@@ -2,7 +2,8 @@
 
 To open a graph, ONNX Runtime folds its constants, fuses its operators and lays its weights out as the CPU wants them. A
 session that does so has a copy of all weights to itself. Here the first one writes what came of it into a file in
-memory, and every session, the first one's own process included, maps that file: the weights are there once.
+memory, and every session, the first one's own process included, maps that file: the weights are there once, where the
+CPU reads them best (`server.engines.aligned_weights`).
 
     file = shared_file("graph-nuclei-1", 0)     a descriptor, handed to other processes as it is
     ready_graph(path, file)                     "/proc/self/fd/7", written by whoever is first, complete once sealed
@@ -21,6 +22,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnxruntime
+
+from server.engines.aligned_weights import write_aligned
+from server.shared_file import shared_file
 
 if sys.platform == "linux":
     import fcntl
@@ -45,12 +49,16 @@ def ready_graph(path: Path, file: int) -> str | None:
         if _is_complete(file):
             return place
         os.ftruncate(file, 0)  # of whoever ended while writing
+        draft = shared_file("draft", 0)
         try:
-            _write(path, place)
+            _write(path, f"/proc/self/fd/{draft}")
+            write_aligned(draft, file)
             onnxruntime.InferenceSession(place, ready_options(), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base class for its errors
             log.info("%s: every session has its own weights, as its graph cannot be made ready: %s", path, error)
             return None
+        finally:
+            os.close(draft)
         _complete(file)
     return place
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from server.engines import load_engine
+from server.engines.aligned_weights import large_weights, write_aligned
 from server.engines.ready_graph import ready_graph, ready_options
 from server.errors import UnsupportedModelFile
 from server.shared_file import shared_file
@@ -68,6 +71,34 @@ def test_the_answer_is_that_of_the_original_to_the_bit(tiny_bundle: Path) -> Non
     for answer in (engine.run(inputs), engine.run_alone(inputs)):
         for mine, theirs in zip(answer.values(), expected, strict=True):
             np.testing.assert_array_equal(mine, theirs)
+
+
+def test_large_weights_begin_at_cache_lines_and_take_their_room_once(tmp_path: Path, file: int) -> None:
+    path = large(tmp_path / "large.onnx")
+    place = ready_graph(path, file)
+    assert place is not None
+    status = os.fstat(file)
+    with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as graph:
+        weights = large_weights(graph)
+        assert sum(weight.size for weight in weights) > 0.9 * WEIGHTS_MB * 2**20
+        assert all((weight.length + 4) % 64 == 0 for weight in weights)
+    assert status.st_blocks * 512 < 1.1 * WEIGHTS_MB * 2**20
+    inputs = {"images": np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)}
+    answers = [
+        onnxruntime.InferenceSession(*arguments, providers=["CPUExecutionProvider"]).run(None, inputs)[0]
+        for arguments in ((place, ready_options()), (str(path),))
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_a_graph_without_large_weights_is_copied_as_it_is(file: int) -> None:
+    empty = struct.pack("<IHHi", 8, 4, 4, 4)  # a reference to a table without fields, and where those are described
+    draft = shared_file("draft", 0)
+    os.write(draft, empty)
+    write_aligned(draft, file)
+    os.close(draft)
+    assert os.pread(file, 100, 0) == empty
+    assert large_weights(empty) == []
 
 
 def test_it_is_made_once_and_cannot_be_changed(tiny_bundle: Path, file: int) -> None:
