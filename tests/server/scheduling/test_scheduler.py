@@ -54,6 +54,18 @@ class Engine:
         return {"answer": answers}
 
 
+class Making:
+    """What makes a picture, number 1, once it may."""
+
+    def __init__(self) -> None:
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def __call__(self) -> Picture:
+        self.began.set()
+        assert self.may_end.wait(5)
+        return picture(1)
+
+
 def picture(number: int, side: int = SIDE) -> Picture:
     return Picture(np.full((side, side, 3), number, np.uint8), (side, side))
 
@@ -364,21 +376,16 @@ def test_a_worker_that_has_made_a_picture_runs_it_while_the_event_loop_does_some
 
 
 def test_who_gives_up_while_the_picture_is_made_is_not_in_the_queue_afterwards() -> None:
-    engine, making, go_on = Engine(), threading.Event(), threading.Event()
-
-    def make() -> Picture:
-        making.set()
-        assert go_on.wait(5)
-        return picture(1)
+    engine, make = Engine(), Making()
 
     async def story() -> None:
         scheduler = scheduler_of(engine)
         task = asyncio.create_task(scheduler.submit(make, number_of))
-        await asyncio.to_thread(making.wait, 5)
+        await asyncio.to_thread(make.began.wait, 5)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        go_on.set()
+        make.may_end.set()
         assert await ask(scheduler, 2) == 2
         await scheduler.close(5)
 
@@ -402,19 +409,14 @@ def test_what_making_a_picture_raises_is_the_callers() -> None:
 
 
 def test_a_picture_made_after_the_limit_of_closing_is_told_so() -> None:
-    making, go_on = threading.Event(), threading.Event()
-
-    def make() -> Picture:
-        making.set()
-        assert go_on.wait(5)
-        return picture(1)
+    make = Making()
 
     async def story() -> None:
         scheduler = scheduler_of(Engine())
         task = asyncio.create_task(scheduler.submit(make, number_of))
-        await asyncio.to_thread(making.wait, 5)
+        await asyncio.to_thread(make.began.wait, 5)
         await scheduler.close(0.05)
-        go_on.set()
+        make.may_end.set()
         with pytest.raises(Draining):
             await task
 
@@ -422,20 +424,15 @@ def test_a_picture_made_after_the_limit_of_closing_is_told_so() -> None:
 
 
 def test_a_picture_that_is_being_made_while_the_scheduler_closes_is_answered() -> None:
-    making, go_on = threading.Event(), threading.Event()
-
-    def make() -> Picture:
-        making.set()
-        assert go_on.wait(5)
-        return picture(1)
+    make = Making()
 
     async def story() -> None:
         scheduler = scheduler_of(Engine())
         task = asyncio.create_task(scheduler.submit(make, number_of))
-        await asyncio.to_thread(making.wait, 5)
+        await asyncio.to_thread(make.began.wait, 5)
         closing = asyncio.create_task(scheduler.close(5))
         await asyncio.sleep(0.01)
-        go_on.set()
+        make.may_end.set()
         assert await task == 1
         await closing
 
