@@ -30,11 +30,12 @@ from export.bundle import (
 )
 from export.errors import ExportError
 from export.laws import check_foreign_laws, dtype_of, input_size, takes_sizes
-from export.measure import check_rows, compare_rows, largest_label, sample
+from export.measure import alike, check_rows, compare_rows, largest_label, sample
 from export.progress import Progress
+from export.spare import spare
 from server.bundle_files import MODEL_FILE, sha256_of
 from server.cores import usable_cores
-from server.engines import load_engine
+from server.engines import Tensors, load_engine
 from server.masks import AnyMasks, Masks
 from server.preprocess import FixedInput
 
@@ -124,13 +125,15 @@ def adopt(args: argparse.Namespace) -> None:
     """
     check_options(args.max_batch, args.score_threshold)
     names = _class_names(args.classes, args.class_count)
-    progress = Progress(steps=4)
+    progress = Progress(steps=5)
     with whole_or_nothing(args.out, args.replace) as folder:
         with progress.step(f"reading {args.file}"):
             graph = _read(args.file)
             masks = _masks(graph, args.mask_rule)
             spec = FixedInput(size=input_size(graph), resize=args.resize, shrink=args.shrink)
-            shutil.copyfile(args.file, folder / MODEL_FILE)
+        with progress.step("sparing it what it need not compute"):
+            inputs = sample(spec, 1, seed=7, varied=takes_sizes(graph))
+            spared = _write_spared(graph, args.file, folder / MODEL_FILE, inputs, masks.legend)
         batches = proven_batches(args.max_batch)
         with progress.step(f"comparing rows with their images alone at batch {', '.join(map(str, batches))}"):
             engine = load_engine(folder / MODEL_FILE, usable_cores())
@@ -138,7 +141,6 @@ def adopt(args: argparse.Namespace) -> None:
             check_rows(answers, masks.legend, spec.size)
         classes = _classes(names, largest_label(answers) if "labels" in masks.legend else 0, "labels" in masks.legend)
         with progress.step("recording the golden sample"):
-            inputs = sample(spec, 1, seed=7, varied=takes_sizes(graph))
             golden = engine.run(inputs)
             write_golden(folder, inputs, golden)
             engine.close()
@@ -159,10 +161,13 @@ def adopt(args: argparse.Namespace) -> None:
                     "adopted": args.file.name,
                     "source_sha256": sha256_of(args.file),
                     "layout": args.layout,
+                    "spared": spared,
                     "producer": f"{graph.producer_name} {graph.producer_version}".strip(),
                     "onnxruntime": onnxruntime.__version__,
                 },
             )
+    for line in spared:
+        print(f"spared: {line}")
     print_bundle(manifest, args.out, progress.seconds())
     if names is None and "labels" in masks.legend:
         print(
@@ -194,6 +199,24 @@ def _read(path: Path) -> onnx.ModelProto:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path} is no valid ONNX: {str(error).strip().splitlines()[0]}; export it again") from None
     return graph
+
+
+def _write_spared(
+    graph: onnx.ModelProto, file: Path, target: Path, inputs: Tensors, legend: dict[str, str]
+) -> list[str]:
+    """The graph as `export.spare` has it if it answers like the file, else the file as it is.
+
+    Returns:
+        What was spared, a line each.
+    """
+    spared = spare(graph)
+    if spared:
+        onnx.save(graph, target)
+        if alike(file, target, inputs, legend):
+            return spared
+        spared = ["nothing: what would have been spared changes the answers"]
+    shutil.copyfile(file, target)
+    return spared
 
 
 def _representations() -> tuple[type[Masks], ...]:

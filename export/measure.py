@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,18 @@ from numpy.typing import NDArray
 
 from export.errors import ExportError
 from export.sample import draw
-from server.engines import Engine, Tensors
-from server.errors import ShapeMismatch
+from server.agreement import in_units, largest_errors
+from server.cores import usable_cores
+from server.engines import Engine, Tensors, load_engine
+from server.errors import ShapeMismatch, StartupError
 from server.manifest import Parity, ParityRun
 from server.masks import bind
 from server.preprocess import FixedInput
 
 PICTURES = ((480, 640), (640, 480), (512, 512), (300, 900))  # sizes of originals, in turn
 TILE = 256  # pixels; drawn pictures are this large at most and then repeated
+
+ROUNDING = 1e-4  # of an output's unit
 
 Answer = tuple[int, Tensors]  # of a batch: its size, and the outputs
 
@@ -37,6 +42,24 @@ def sample(spec: FixedInput, batch: int, seed: int, varied: bool) -> Tensors:
         images[i, :h, :w] = np.tile(tile, (-(-h // TILE), -(-w // TILE), 1))[:h, :w]
         sizes[i] = h, w
     return {"images": images, "sizes": sizes}
+
+
+def alike(file: Path, other: Path, inputs: Tensors, legend: dict[str, str]) -> bool:
+    """Do two graphs answer the same but for rounding? No, where one of them answers nothing that fits the legend."""
+    try:
+        wanted, found = (_answer(path, inputs) for path in (file, other))
+        bind({name: tensor[0] for name, tensor in wanted.items()}, legend)
+    except (ExportError, StartupError, ShapeMismatch):
+        return False
+    return in_units(largest_errors(found, wanted, legend))[1] <= ROUNDING
+
+
+def _answer(path: Path, inputs: Tensors) -> Tensors:
+    engine = load_engine(path, usable_cores())
+    try:
+        return _run(engine, inputs)
+    finally:
+        engine.close()
 
 
 def compare_rows(engine: Engine, spec: FixedInput, varied: bool, batches: list[int]) -> tuple[Parity, list[Answer]]:

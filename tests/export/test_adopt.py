@@ -13,11 +13,14 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from PIL import Image
 from starlette.testclient import TestClient
 
 import export.__main__ as command
+from export.measure import ROUNDING
+from server.agreement import in_units, largest_errors
+from server.engines import load_engine
 from server.engines.choice import Wanted
 from server.geometry import Picture
 from server.http.app import create_app
@@ -53,7 +56,6 @@ def manifest_of(bundle: Path) -> Manifest:
 
 def test_an_adopted_graph_is_a_bundle_that_proves_itself(graph: Path, out: Path) -> None:
     assert adopt(graph, out, "--class-count", "2", "--score-threshold", "0.25") == 0
-    assert (out / "model.onnx").read_bytes() == graph.read_bytes()
     manifest = manifest_of(out)
     assert manifest.input == FixedInput(size=(SIDE, SIDE), resize="stretch")
     assert manifest.masks == PrototypeMasks()
@@ -68,6 +70,52 @@ def test_an_adopted_graph_is_a_bundle_that_proves_itself(graph: Path, out: Path)
     shapes = {output.name: output.shape for output in manifest.outputs}
     assert shapes["prototypes"] == ["B", 2, 8, 8]
     load(out, Wanted(threads=1)).engine.close()
+
+
+def test_an_adopted_graph_is_spared_work_and_says_so(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Graph()
+    (grey,) = (node for node in made.nodes if node.op_type == "Sub")
+    grey.input[0] = "smooth"
+    smooth = helper.make_node("AveragePool", ["light"], ["smooth"], kernel_shape=[5, 5], pads=[2, 2, 2, 2])
+    made.nodes.insert(made.nodes.index(grey), smooth)
+    file = made.write(tmp_path / "foreign.onnx")
+    assert adopt(file, out, "--class-count", "2") == 0
+    pools = [node for node in onnx.load(out / "model.onnx").graph.node if node.op_type == "AveragePool"]
+    assert len(pools) == 3
+    lines = manifest_of(out).provenance["spared"]
+    assert "1 large pools, now a tall and a wide one each" in lines
+    told = capsys.readouterr().out
+    assert all(f"spared: {line}" in told for line in lines)
+    inputs = {"images": np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)}
+    wanted, found = (load_engine(path, 1).run(inputs) for path in (file, out / "model.onnx"))
+    assert in_units(largest_errors(found, wanted, PrototypeMasks.legend))[1] <= ROUNDING
+
+
+def test_a_graph_that_would_answer_otherwise_stays_as_it_is(
+    graph: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(graph: onnx.ModelProto) -> list[str]:
+        for weight in graph.graph.initializer:
+            if weight.name == "grey":
+                weight.CopyFrom(onnx.numpy_helper.from_array(np.array(127, np.float32), "grey"))
+        return ["everything"]
+
+    monkeypatch.setattr("export.adopt.spare", spoil)
+    assert adopt(graph, out, "--class-count", "2") == 0
+    assert (out / "model.onnx").read_bytes() == graph.read_bytes()
+    assert "spared: nothing" in capsys.readouterr().out
+
+
+def test_a_graph_that_no_longer_runs_stays_as_it_is(graph: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(graph: onnx.ModelProto) -> list[str]:
+        del graph.graph.node[0]
+        return ["everything"]
+
+    monkeypatch.setattr("export.adopt.spare", spoil)
+    assert adopt(graph, out, "--class-count", "2") == 0
+    assert (out / "model.onnx").read_bytes() == graph.read_bytes()
 
 
 @pytest.mark.parametrize(("resize", "size"), [("stretch", (60, 80)), ("letterbox", (60, 80)), ("stretch", (20, 16))])
