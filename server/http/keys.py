@@ -5,10 +5,15 @@
 Groups: `segment` (everything but metrics), `metrics`, and `priority`, which lets a request name its place in the queue.
 A client sends `Authorization: Bearer <key>`. The file holds only hashes, so reading it gives nobody a key:
 `python -c "import hashlib; print(hashlib.sha256(input().encode()).hexdigest())"`. `/livez` and `/readyz` stay open.
+
+A browser asks its user for a name and a password when the page is opened; the key is the password, the name may be any
+(RFC 7617). It then sends both with all that comes here, also what pages of other sites make it send, so a POST with a
+password has to come from a page of this server, as its `Origin` tells.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import time
@@ -146,12 +151,42 @@ class Guard:
         await self._app(scope, receive, send)
 
     def _key_of(self, scope: Scope) -> Key:
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
+        sent = _values(scope, b"authorization")
         if len(sent) != 1:
-            raise Unauthorized("keys are configured here; send one 'Authorization: Bearer <key>'")
+            raise Unauthorized(
+                "keys are configured here; send one 'Authorization: Bearer <key>', or in a browser the key as password"
+            )
         scheme, _, secret = sent[0].partition(b" ")
+        if scheme.lower() == b"basic":
+            secret = _password(secret)
+            _must_be_from_here(scope)
         found = hashlib.sha256(secret.strip()).hexdigest()
         matches = [key for key in self._keys if hmac.compare_digest(key.sha256, found)]
-        if scheme.lower() != b"bearer" or not matches:
+        if scheme.lower() not in (b"bearer", b"basic") or not matches:
             raise Unauthorized("this key is not known here")
         return matches[0]
+
+
+def _password(credentials: bytes) -> bytes:
+    """Of `base64(name:password)`; of anything else one that is no key."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
+
+
+def _must_be_from_here(scope: Scope) -> None:
+    """
+    Raises:
+        Forbidden: a page of another site had the browser send this.
+    """
+    hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
+    if scope["method"] not in ("GET", "HEAD") and any(origin.partition(b"://")[2] not in hosts for origin in origins):
+        raise Forbidden(
+            "a page of another site sent this with your password; programs send 'Authorization: Bearer <key>', and a "
+            "proxy before this server should pass Host on as it is"
+        )
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for header, value in scope["headers"] if header == name]

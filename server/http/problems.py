@@ -50,6 +50,7 @@ def problem(error: RequestError | ServiceError, request_id: str) -> Reply:
         headers.append((b"allow", error.allow.encode()))
     if isinstance(error, Unauthorized):
         headers.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", b'Basic realm="maskserve", charset="UTF-8"'))  # a browser asks its user
     if error.code in ("body_too_large", "request_timeout", "draining"):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     body = orjson.dumps(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 from pathlib import Path
@@ -26,7 +27,13 @@ def key(**changes: object) -> Key:
     return Key.model_validate({"name": "a", "sha256": sha256(SECRET), "may": ["segment"]} | changes)
 
 
-def ask(guard_keys: list[Key], path: str = "/v1/segment", headers: list | None = None, times: int = 1) -> int:
+def ask(
+    guard_keys: list[Key],
+    path: str = "/v1/segment",
+    headers: list | None = None,
+    times: int = 1,
+    method: str = "POST",
+) -> int:
     """How many of `times` requests at one moment pass."""
     passed = 0
 
@@ -36,7 +43,7 @@ def ask(guard_keys: list[Key], path: str = "/v1/segment", headers: list | None =
 
     guard = Guard(app, guard_keys, clock=lambda: 0.0)
     sent = [(b"authorization", f"Bearer {SECRET}".encode())] if headers is None else headers
-    scope = {"type": "http", "method": "POST", "path": path, "headers": sent}
+    scope = {"type": "http", "method": method, "path": path, "headers": sent}
 
     async def story() -> None:
         for _ in range(times):
@@ -51,11 +58,53 @@ def test_a_good_key_passes() -> None:
     assert ask([key()], headers=[(b"authorization", b"bearer " + SECRET.encode())]) == 1
 
 
+def password(text: str, name: str = "anybody") -> tuple[bytes, bytes]:
+    return b"authorization", b"Basic " + base64.b64encode(f"{name}:{text}".encode())
+
+
+@pytest.mark.parametrize("name", ["", "anybody", "jürgen"])
+def test_a_key_may_come_as_a_password(name: str) -> None:
+    assert ask([key()], headers=[password(SECRET, name)]) == 1
+    colons = key(sha256=sha256("a:b:"))
+    assert ask([colons], headers=[password("a:b:", name)]) == 1
+
+
+HERE = (b"host", b"masks.example:8000")
+
+
+@pytest.mark.parametrize("origin", [b"https://masks.example:8000", b"http://masks.example:8000"])
+def test_a_page_of_this_server_may_send_pictures_with_a_password(origin: bytes) -> None:
+    assert ask([key()], headers=[HERE, (b"origin", origin), password(SECRET)]) == 1
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"https://evil.example",
+        b"http://masks.example",
+        b"null",
+        b"",
+        b"http://masks.example:8000.evil.example",
+        b"http://[",
+    ],
+)
+def test_a_page_of_another_site_may_not(origin: bytes) -> None:
+    headers = [HERE, (b"origin", origin)]
+    with pytest.raises(Forbidden, match="another site"):
+        ask([key()], headers=[*headers, password(SECRET)])
+    assert ask([key()], headers=[*headers, (b"authorization", f"Bearer {SECRET}".encode())]) == 1
+    assert ask([key()], "/", headers=[*headers, password(SECRET)], method="GET") == 1
+
+
 @pytest.mark.parametrize(
     "headers",
     [
         [],
         [(b"authorization", b"Bearer wrong")],
+        [(b"authorization", b"Basic " + base64.b64encode(SECRET.encode()))],
+        [(b"authorization", b"Basic " + base64.b64encode(f"{SECRET}:".encode()))],
+        [(b"authorization", b"Basic &&&")],
+        [(b"authorization", b"Bearer " + base64.b64encode(f"a:{SECRET}".encode()))],
         [(b"authorization", b"Basic " + SECRET.encode())],
         [(b"authorization", SECRET.encode())],
         [(b"authorization", b"")],

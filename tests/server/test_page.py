@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -560,6 +561,22 @@ def test_what_is_no_picture_is_refused_in_clear_words(tab: Tab, tmp_path: Path, 
     assert console(tab, "status of 400") == []
     show(tab, picture)
     assert not tab.run(f"return {TROUBLED}")
+
+
+@pytest.mark.parametrize("address", ["http://{login}@127.0.0.1:{port}/", "http://127.0.0.1:{port}/"])
+def test_with_keys_on_the_browser_lets_its_user_in_by_a_password(
+    chromium: Tab, bundles: Path, picture: Path, tmp_path: Path, address: str
+) -> None:
+    keys = tmp_path / "keys.json"
+    entry = {"name": "a", "sha256": hashlib.sha256(b"s3cret").hexdigest(), "may": ["segment"]}
+    keys.write_text(json.dumps({"keys": [entry]}))
+    with serving(bundles, keys=keys) as site:
+        chromium.open(f"http://anybody:s3cret@127.0.0.1:{site.port}/")  # typed, as far as a driver can
+        chromium.open(address.format(login="anybody:s3cret", port=site.port))
+        chromium.wait(READY)
+        show(chromium, picture)
+        assert text_of(chromium, "#status").startswith("3 of 3 instances")
+    chromium.log("browser")
 
 
 def test_a_busy_server_is_told_as_such_and_asked_again(chromium: Tab, bundles: Path, picture: Path) -> None:

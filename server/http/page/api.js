@@ -1,4 +1,9 @@
-// The server's answers, and its refusals in words. Addresses are relative, so the page also works below a prefix.
+// The server's answers, and its refusals in words.
+
+/** A whole address from one relative to the page, which may lie below a prefix, and whose own may hold a password. */
+export function resolve(path) {
+  return new URL(path, location.origin + location.pathname).href;
+}
 
 /** Something went wrong, said for a person; `again` tells whether the same request may succeed later. */
 export class Trouble extends Error {
@@ -10,13 +15,13 @@ export class Trouble extends Error {
 
 /** What is loaded, as `GET /v1/models` lists it. */
 export async function fetchModels() {
-  const response = await ask("v1/models");
+  const response = await ask(resolve("v1/models"));
   return (await unlessBroken(response.json())).models;
 }
 
 /** A picture that lies beside the page. */
 export async function fetchSample(name) {
-  const response = await ask(`page/${name}`);
+  const response = await ask(resolve(`page/${name}`));
   return unlessBroken(response.blob());
 }
 
@@ -24,7 +29,7 @@ export async function fetchSample(name) {
 export function segmentAddress(model, parameters) {
   const version = model.alone ? "" : `/versions/${model.version}`;
   const query = new URLSearchParams(parameters).toString().replaceAll("%2C", ",");
-  return new URL(`v1/models/${encodeURIComponent(model.name)}${version}/segment?${query}`, document.baseURI).href;
+  return resolve(`v1/models/${encodeURIComponent(model.name)}${version}/segment?${query}`);
 }
 
 /**

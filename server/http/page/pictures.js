@@ -1,6 +1,6 @@
 // The four ways a picture comes in: a chosen file, a sample, the clipboard, a drop anywhere on the page.
 
-import { fetchSample } from "./api.js";
+import { fetchSample, resolve } from "./api.js";
 
 /**
  * @param {(picture: {blob: Blob, name: string, address?: string}) => void} take
@@ -19,7 +19,7 @@ export function watchPictures(take, complain, say) {
     const { sample } = button.dataset;
     button.addEventListener("click", async () => {
       try {
-        const address = new URL(`page/${sample}`, document.baseURI).href;
+        const address = resolve(`page/${sample}`);
         take({ blob: await fetchSample(sample), name: sample, address });
       } catch (error) {
         complain(error);
