@@ -26,7 +26,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from server.bundle_files import MANIFEST_FILE, sha256_of
 from server.errors import StartupError
@@ -35,6 +34,7 @@ from server.logs import logging_to_stderr, write_stderr
 from server.processes.board import Board, make_board
 from server.processes.handing import make_inboxes
 from server.processes.ledger import Ledger, make_ledger
+from server.processes.lives import Process, how_ended
 from server.processes.outside import listening, waking
 from server.processes.spec import Spec, process_names
 from server.processes.wire import INTRODUCTION
@@ -45,33 +45,11 @@ from server.shared_file import shared_file
 log = logging.getLogger("maskserve")
 
 LOOK_S = 0.25  # between two looks at the board
-TRIES = 5  # of a child that never gets as far as to work
-PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0  # before the next try; doubled each time
-STEADY_S = 10.0  # of life after which a death is the first again
 FRONT_START_S = 5.0  # within which a front's death counts as one before it worked
 HURRY_S = 3.0  # that everybody has after a second signal
 END_S = 10.0  # that children have to end, beyond what their requests may take
 
-
 BETWEEN = "the engine process ended; another one is being started"
-
-
-@dataclass(slots=True)
-class Process:
-    """One child, over all its lives."""
-
-    name: str
-    row: int  # of the board's processes
-    popen: subprocess.Popen[bytes] | None = None
-    control: socket.socket | None = None
-    since: float = 0.0
-    deaths: int = 0  # in a row, without a steady life between
-    early: int = 0  # deaths in a row before it had come to work
-    next_at: float = 0.0
-
-    def send(self, number: int) -> None:
-        if self.popen is not None:
-            self.popen.send_signal(number)
 
 
 def supervise(settings: Settings, fronts: int, shared: bool, load: str = "server.loading:load") -> int:
@@ -152,7 +130,7 @@ class Supervisor:
             self._look_for_hangs()
             for process in self._dead():
                 self._mourn(process)
-                if process.early >= TRIES:
+                if process.hopeless:
                     log.critical("%s ended %d times before it could work; giving up", process.name, process.early)
                     signals.append(0)
         code = 0 if signals[0] else 1
@@ -240,22 +218,17 @@ class Supervisor:
     def _mourn(self, process: Process) -> None:
         """Tidy up after a child that has ended by itself, and say when the next one begins."""
         assert process.popen is not None
-        life = self._clock() - process.since
+        now = self._clock()
         if process is self._engine:
             worked = int(self._board.engine["settled"][0]) == self._generation
         else:
-            worked = life > FRONT_START_S
-        process.early = 0 if worked else process.early + 1
-        process.deaths = 1 if life > STEADY_S else process.deaths + 1
-        pause = min(PAUSE_S * 2 ** (process.deaths - 1), LONGEST_PAUSE_S)
-        process.next_at = self._clock() + pause
-        log.error("%s %s; the next one starts in %g s", process.name, _how(process.popen.returncode), pause)
+            worked = now - process.since > FRONT_START_S
+        pause = process.died(now, worked)
+        log.error("%s %s; the next one starts in %g s", process.name, how_ended(process.popen.returncode), pause)
         self._bury(process)
 
     def _bury(self, process: Process) -> None:
-        if process.control is not None:
-            process.control.close()
-        process.popen = process.control = None
+        process.bury()
         self._board.processes["pid"][process.row] = 0
         for name in ("heartbeat", "inside", "connections", "prepared"):
             self._board.processes[name][process.row] = 0
@@ -309,14 +282,7 @@ class Supervisor:
                 if process in group and process.popen is not None:
                     clean = process.popen.returncode in (0, -signal.SIGTERM)  # the latter: it had not begun to work
                     if not clean:
-                        log.error("%s %s", process.name, _how(process.popen.returncode))
+                        log.error("%s %s", process.name, how_ended(process.popen.returncode))
                     good &= clean
                     self._bury(process)
         return good
-
-
-def _how(returncode: int) -> str:
-    """`was ended by SIGKILL`, `ended with 1`."""
-    if returncode < 0:
-        return f"was ended by {signal.Signals(-returncode).name}"
-    return f"ended with {returncode}"
