@@ -25,7 +25,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.laws import axes_of
 
-TWO_BATCHES = (7, 11)  # of which no other number in a graph is likely a multiple
+TWO_BATCHES = (7, 11)  # an axis that is 7 and then 11 long is the batch
 SMALL_WEIGHT = 1000  # numbers; targets and factors of shapes are
 LARGE_POOL = 5  # cells on a side; of 3 x 3, two passes cost what they save
 
