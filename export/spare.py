@@ -39,10 +39,11 @@ def spare(graph: ModelProto) -> list[str]:
         What was done, a line each; nothing where there was nothing to do.
     """
     pools, scales = _split_pools(graph), _fold_scales(graph)
-    shapes = _shapes(graph, _name_batch(graph))
+    batch = _name_batch(graph)
+    shapes = _shapes(graph, batch)
     reshapes = _settle_reshapes(graph, shapes)
     _drop_unused(graph)
-    named = _write_shapes(graph, shapes)
+    named = _write_shapes(graph, shapes, batch)
     done = {
         "tensors whose batch axis the file left open, now named": named,
         "shapes computed in every run, now numbers": reshapes,
@@ -217,14 +218,26 @@ def _settle_reshapes(graph: ModelProto, shapes: dict[str, tuple[int, Axes]]) -> 
     return count
 
 
-def _write_shapes(graph: ModelProto, shapes: dict[str, tuple[int, Axes]]) -> int:
-    """Into the file; how many tensors have their batch axis named that had not."""
-    before = {value.name: axes_of(value) for value in graph.graph.value_info}
+def _write_shapes(graph: ModelProto, shapes: dict[str, tuple[int, Axes]], batch: str) -> int:
+    """Into the file, which keeps what else it says; how many tensors have their batch axis named that had not."""
     made = {name for node in graph.graph.node for name in node.output} - {value.name for value in graph.graph.output}
-    told = {name: shapes[name] for name in sorted(made & set(shapes))}
+    before = {value.name: value for value in graph.graph.value_info if value.name in made}
+    count = 0
+    for name in sorted(made & set(shapes)):
+        kind, axes = shapes[name]
+        said = axes_of(before[name]) if name in before else []
+        if len(said) == len(axes):
+            axes = [_or_else(ours, theirs) for ours, theirs in zip(axes, said, strict=True)]
+        count += axes[:1] == [batch] and said[:1] != [batch]
+        before[name] = helper.make_tensor_value_info(name, kind, axes)
     del graph.graph.value_info[:]
-    graph.graph.value_info.extend(helper.make_tensor_value_info(name, *shape) for name, shape in told.items())
-    return sum(isinstance(axes[0], str) and before.get(name) != axes for name, (_, axes) in told.items() if axes)
+    graph.graph.value_info.extend(before.values())
+    return count
+
+
+def _or_else(ours: int | str | None, theirs: int | str) -> int | str | None:
+    """An axis as the file has it, where nothing else is known of it."""
+    return ours if ours is not None or theirs == "?" else theirs
 
 
 def _drop_unused(graph: ModelProto) -> None:

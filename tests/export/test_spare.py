@@ -227,6 +227,21 @@ def test_the_batch_has_one_name_on_all_inputs(first: str | None, second: str | N
     assert told == [[name, 3]] * 3
 
 
+def test_what_the_file_says_of_shapes_and_inference_does_not_know_stays() -> None:
+    graph = graph_of(
+        [
+            helper.make_node("Concat", ["x", "x"], ["both"], axis=0),
+            helper.make_node("Relu", ["both"], ["y"]),
+        ],
+        {},
+    )
+    graph.graph.value_info.append(helper.make_tensor_value_info("both", TensorProto.FLOAT, ["twice", None, 12, 10]))
+    after, lines = spared(graph)
+    (both,) = after.graph.value_info
+    assert axes_of(both) == ["twice", *PLANES[1:]]
+    assert lines == []
+
+
 def flat(kept: str) -> ModelProto:
     """A target for Reshape, computed: some of the axes, and -1 for the rest."""
     return graph_of(
