@@ -53,6 +53,7 @@ class Record:
     """What is known of one request; routes fill it in, the envelope counts it and logs it."""
 
     request_id: str
+    route: str | None = None  # of a segmentation: the template of its path
     stages: Stages = field(default_factory=Stages)
     model: str = ""
     version: str = ""
@@ -63,22 +64,14 @@ class Record:
     images: list[Picture] = field(default_factory=list)
 
 
-def segment_route(path: str) -> str | None:
-    """The template of a segmentation path; None for every other path."""
+def segmentation(path: str) -> tuple[str, Target | None] | None:
+    """The template of a segmentation path, and what it names, unless a name is empty; None for every other path."""
     match = SEGMENT_PATH.fullmatch(path)
     if match is None:
         return None
-    if match["version"] is not None:
-        return VERSION_ROUTE
-    return path if match["model"] is None else MODEL_ROUTE
-
-
-def segment_target(path: str) -> Target | None:
-    """What a segmentation path names; None for every other path, and for one with an empty name."""
-    match = SEGMENT_PATH.fullmatch(path)
-    if match is None or "" in match.group("model", "version"):
-        return None
-    return Target(match["model"], match["version"])
+    model, version = match.group("model", "version")
+    route = VERSION_ROUTE if version is not None else MODEL_ROUTE if model is not None else path
+    return route, None if "" in (model, version) else Target(model, version)
 
 
 class RequestLog:
@@ -90,22 +83,18 @@ class RequestLog:
     def __init__(self, share: float) -> None:
         self._below = share * 2**32
 
-    def write(self, record: Record, method: str, route: str | None) -> None:
-        """Log a request whose stages are closed.
-
-        Args:
-            route: None when it was no segmentation; such a request has a line only when it met a bug.
-        """
+    def write(self, record: Record, method: str) -> None:
+        """Log a request whose stages are closed; one that was no segmentation has a line only when it met a bug."""
         failed = bool(record.failed) or record.error is not None or not 200 <= record.status < 400
         level = logging.INFO if not failed else logging.WARNING if record.error is None else logging.ERROR
         if not log.isEnabledFor(level):
             return
-        if route is None:
+        if record.route is None:
             if record.error is None:
                 return
         elif (not failed or self._is_refusal(record)) and not self._chosen(record):
             return
-        log.log(level, Request(record, method, route), exc_info=record.error)
+        log.log(level, Request(record, method), exc_info=record.error)
 
     @staticmethod
     def _is_refusal(record: Record) -> bool:
@@ -120,16 +109,16 @@ class RequestLog:
 class Request(Event):
     """The line of one request."""
 
-    def __init__(self, record: Record, method: str, route: str | None) -> None:
+    def __init__(self, record: Record, method: str) -> None:
         stages = record.stages.milliseconds()
         total = stages.pop("total")
-        fields: dict[str, Any] = {"request_id": record.request_id, "method": method, "path": route or "other"}
+        fields: dict[str, Any] = {"request_id": record.request_id, "method": method, "path": record.route or "other"}
         if record.model:
             fields |= {"model": record.model, "version": record.version}
         fields |= {"status": record.status, "ms": total}
         if record.failed:
             fields |= {"codes": sorted(set(record.failed)), "failed": len(record.failed)}
-        if route is not None:
+        if record.route is not None:
             fields |= {
                 "stages": stages,
                 "image_count": len(record.images),

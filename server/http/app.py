@@ -19,7 +19,6 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
 
 from server.cores import usable_cores
 from server.errors import BadRequest, MethodNotAllowed, NotFound
@@ -27,6 +26,7 @@ from server.hosting import Hosting, Load
 from server.http.access import RequestLog
 from server.http.application import Application
 from server.http.documentation import create_documentation_router, document_segmentation
+from server.http.entrance import Entrance
 from server.http.envelope import Envelope
 from server.http.gate import Gate
 from server.http.junction import Junction
@@ -121,10 +121,9 @@ def assemble(
     app.add_exception_handler(HTTPException, _router_error)
     app.add_exception_handler(Exception, _hand_on)
     app.state.gate, app.state.backend = gate, backend
-    layers: ASGIApp = Junction(app, segmenting)
-    if settings.keys is not None:
-        layers = Guard(layers, read_keys(settings.keys), bucket=bucket)
-    return Application(Envelope(layers, metrics, RequestLog(settings.log_share)), app)
+    guard = None if settings.keys is None else Guard(read_keys(settings.keys), bucket=bucket)
+    entrance = Entrance(guard, segmenting)
+    return Application(Envelope(Junction(app, segmenting), entrance, metrics, RequestLog(settings.log_share)), app)
 
 
 async def _router_error(request: Request, error: Exception) -> Response:

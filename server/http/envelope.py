@@ -14,9 +14,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import Internal, RequestError, ServiceError
-from server.http.access import CLIENT_GONE, Record, RequestLog, segment_route
+from server.http.access import CLIENT_GONE, Record, RequestLog, segmentation
 from server.http.counting import Counting
+from server.http.entrance import Entrance
 from server.http.problems import problem
+from server.http.reply import Reply
 from server.metrics import Metrics
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -25,18 +27,52 @@ LINGER_S = 1.0  # how long the rest of a refused body is read and dropped
 
 
 class Envelope:
-    def __init__(self, app: ASGIApp, metrics: Metrics, requests: RequestLog) -> None:
+    """
+    Args:
+        app: answers what is not refused.
+        entrance: refuses.
+    """
+
+    def __init__(self, app: ASGIApp, entrance: Entrance, metrics: Metrics, requests: RequestLog) -> None:
         self._app = app
+        self._entrance = entrance
         self._counting = Counting(metrics)
         self._requests = requests
+
+    def refusal(self, scope: Scope) -> Reply | None:
+        """The answer to a request that is refused before its body is read, counted and logged as any other.
+
+        None where the application is to answer; its scope then has a `record`. So has that of a request after whose
+        refusal the connection ends: the application reads on for a moment before it does.
+        """
+        record = scope["record"] = Record(_request_id(scope))
+        found = segmentation(scope["path"])
+        target = None
+        if found is not None:
+            record.route, target = found
+        try:
+            self._entrance.check(scope, target)
+        except Exception as error:
+            reply = _refused(error, record)
+            if _ends(reply):
+                scope["refused"] = error
+                return None
+            record.status, record.response_bytes = reply.status, len(reply.body)
+            self._count(record)
+            self._log(record, scope)
+            return reply._replace(headers=[*reply.headers, _marked(record)])
+        return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = Record(_request_id(scope))
-        scope["record"] = record
-        route = segment_route(scope["path"])
+        if "record" not in scope:  # the connection has not asked
+            refusal = self.refusal(scope)
+            if refusal is not None:
+                await refusal.send(send)
+                return
+        record: Record = scope["record"]
         lingers = counted = False
 
         def count() -> None:
@@ -44,15 +80,12 @@ class Envelope:
             nonlocal counted
             if not counted:
                 counted = True
-                if route is not None:
-                    self._counting.count(record)
-                else:
-                    record.stages.close()
+                self._count(record)
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", record.request_id.encode())]
+                message["headers"] = [*message.get("headers", ()), _marked(record)]
             elif message["type"] == "http.response.body":
                 record.response_bytes += len(message.get("body", b""))
                 if lingers or not message.get("more_body", False):
@@ -60,6 +93,8 @@ class Envelope:
             await send(message)
 
         try:
+            if "refused" in scope:
+                raise scope.pop("refused")
             await self._app(scope, receive, send_marked)
         except ClientDisconnect:
             record.status = CLIENT_GONE
@@ -67,20 +102,45 @@ class Envelope:
             if record.status:  # too late to say anything else; the connection is dropped
                 record.error = error
                 raise
-            known = error if isinstance(error, RequestError | ServiceError) else Internal("this is a bug in the server")
-            if known.status == 500:
-                record.error = error
-            record.failed = [known.code]
-            reply = problem(known, record.request_id)
-            lingers = (b"connection", b"close") in reply.headers
+            reply = _refused(error, record)
+            lingers = _ends(reply)
             await reply.send(send_marked, more_body=lingers)
         finally:
             count()
-            self._requests.write(record, scope["method"], route)
-            record.error = None  # its traceback holds frames that hold the record, and pictures
+            self._log(record, scope)
         if lingers:
             await _discard_body(receive)
             await send({"type": "http.response.body", "body": b""})
+
+    def _count(self, record: Record) -> None:
+        """Close its stages; only segmentations have metrics."""
+        if record.route is not None:
+            self._counting.count(record)
+        else:
+            record.stages.close()
+
+    def _log(self, record: Record, scope: Scope) -> None:
+        self._requests.write(record, scope["method"])
+        record.error = None  # its traceback holds frames that hold the record, and pictures
+
+
+def _refused(error: Exception, record: Record) -> Reply:
+    """The answer to an error, and the record told of it."""
+    known = error if isinstance(error, RequestError | ServiceError) else Internal("this is a bug in the server")
+    if known.status == 500:
+        record.error = error
+    record.failed = [known.code]
+    return problem(known, record.request_id)
+
+
+def _ends(reply: Reply) -> bool:
+    """Whether the connection does with it."""
+    return (b"connection", b"close") in reply.headers
+
+
+def _marked(record: Record) -> tuple[bytes, bytes]:
+    """The header that every answer has."""
+    return b"x-request-id", record.request_id.encode()
 
 
 async def _discard_body(receive: Receive) -> None:

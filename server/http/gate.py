@@ -36,16 +36,23 @@ class Gate:
         self._tally = tally or OfThisProcess()
         self.draining = False
 
-    def __enter__(self) -> None:
+    def check(self) -> None:
         """
         Raises:
-            Draining, Overloaded: not let in.
+            Draining, Overloaded: nobody is let in now.
         """
         if self.draining:
             raise Draining("the server is shutting down; try another one or come back", retry_after_s=1.0)
         inside = self._tally.total()
         if inside >= self._limit:
             raise Overloaded(f"{inside} requests are inside, the limit (MASKSERVE_QUEUE_LIMIT)", retry_after_s=1.0)
+
+    def __enter__(self) -> None:
+        """
+        Raises:
+            Draining, Overloaded: not let in.
+        """
+        self.check()
         self._tally.add(1)
 
     def __exit__(self, *_: object) -> None:

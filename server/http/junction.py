@@ -4,8 +4,8 @@
     GET  /v1/models/nuclei             FastAPI
 
 A framework's way to a function, which matches routes, solves dependencies and serialises what comes back, costs the
-event loop more than all else that a refusal needs. Nothing of it is of use to a body that is read by hand and answered
-with bytes.
+event loop more than all else that a request needs of it. Nothing of it is of use to a body that is read by hand and
+answered with bytes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from starlette.datastructures import URL
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import MethodNotAllowed
-from server.http.access import segment_target
+from server.http.access import segmentation
 from server.http.segmenting import Segmenting
 
 
 class Junction:
-    """ASGI; an envelope around it has put a record into the scope, and answers what is raised.
+    """ASGI; an envelope around it has put a record into the scope, the entrance what a segmentation asks for.
 
     Args:
         app: for every path that is no segmentation.
@@ -31,18 +30,17 @@ class Junction:
         self._segmenting = segmenting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        path: str = scope["path"]
-        target = segment_target(path)
-        if target is not None:
-            if scope["method"] != "POST":
-                raise MethodNotAllowed(f"{scope['method']} is not for this path; allowed: POST", "POST")
-            reply = await self._segmenting.answer(scope, receive, target)
+        path: str = scope.get("path", "")
+        if "asked" in scope:
+            reply = await self._segmenting.answer(scope, receive, scope["asked"])
             await reply.send(send)
-        elif path.endswith("/") and segment_target(path.rstrip("/")) is not None:
+        elif path.endswith("/") and _names_a_segmentation(path.rstrip("/")):
             without = URL(scope=dict(scope, path=path.rstrip("/")))
             await RedirectResponse(without)(scope, receive, send)  # as the framework does for its paths
         else:
             await self._app(scope, receive, send)
+
+
+def _names_a_segmentation(path: str) -> bool:
+    found = segmentation(path)
+    return found is not None and found[1] is not None

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server.errors import BadKeys, Forbidden, RateLimited, Unauthorized
 
 if TYPE_CHECKING:  # the supervisor, which counts keys and serves nobody, is to stay small
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Scope
 
 Group = Literal["segment", "metrics", "priority"]
 
@@ -113,23 +113,17 @@ class Quota:
 
 
 class Guard:
-    """ASGI: lets a request pass, or raises what the envelope answers.
-
+    """
     Args:
         bucket: for the quota of the nth key.
-
-    Raises:
-        Unauthorized, Forbidden, RateLimited: not let in.
     """
 
     def __init__(
         self,
-        app: ASGIApp,
         keys: list[Key],
         clock: Callable[[], float] = time.monotonic,
         bucket: Callable[[int], Bucket] = lambda number: OwnBucket(),
     ) -> None:
-        self._app = app
         self._keys = keys
         self._quotas = {
             key.sha256: Quota(key.per_second, key.burst, clock, bucket(number))
@@ -137,18 +131,23 @@ class Guard:
             if key.per_second is not None
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
-            key = self._key_of(scope)
-            group: Group = "metrics" if scope["path"] == "/metrics" else "segment"
-            if group not in key.may:
-                raise Forbidden(f"this key is not for '{group}'; it is for {', '.join(sorted(key.may))}")
-            if scope["method"] == "POST" and key.sha256 in self._quotas:
-                wait = self._quotas[key.sha256].take()
-                if wait:
-                    raise RateLimited(f"the quota of this key is {key.per_second:g} requests a second", wait)
-            scope["may"] = key.may
-        await self._app(scope, receive, send)
+    def check(self, scope: Scope) -> None:
+        """Let a request pass, with what its key may in the scope as `may`.
+
+        Raises:
+            Unauthorized, Forbidden, RateLimited: not let in.
+        """
+        if scope["path"] in OPEN:
+            return
+        key = self._key_of(scope)
+        group: Group = "metrics" if scope["path"] == "/metrics" else "segment"
+        if group not in key.may:
+            raise Forbidden(f"this key is not for '{group}'; it is for {', '.join(sorted(key.may))}")
+        if scope["method"] == "POST" and key.sha256 in self._quotas:
+            wait = self._quotas[key.sha256].take()
+            if wait:
+                raise RateLimited(f"the quota of this key is {key.per_second:g} requests a second", wait)
+        scope["may"] = key.may
 
     def _key_of(self, scope: Scope) -> Key:
         sent = _values(scope, b"authorization")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from starlette.types import Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -18,6 +20,13 @@ class Reply(NamedTuple):
     status: int
     headers: Headers
     body: bytes
+
+    def wire(self, default_headers: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+        """All of it, as HTTP/1.1."""
+        lines = [STATUS_LINE[self.status]]
+        for name, value in (*default_headers, *self.headers):
+            lines += (name, b": ", value, b"\r\n")
+        return b"".join((*lines, b"\r\n", self.body))
 
     async def send(self, send: Send, more_body: bool = False) -> None:
         """

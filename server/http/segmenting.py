@@ -1,4 +1,4 @@
-"""One segmentation request: parameters, the gate, the body, the line for every picture in it, and the answer.
+"""One segmentation request: what it asks for, the gate, the body, the line for every picture in it, and the answer.
 
 One picture gives its answer as it is; several give `{"results": [...]}` in order, a bad one as `{"error": problem}` in
 its place, with status 200 unless all failed.
@@ -41,6 +41,16 @@ class Limits:
     max_response_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the head of a request asks for."""
+
+    model: Served
+    parameters: Parameters
+    deadline: float | None  # on the clock of the request's stages
+    drawn: bool  # a picture with the masks drawn in
+
+
 class Segmenting:
     """Answers segmentation requests."""
 
@@ -50,12 +60,11 @@ class Segmenting:
         self._gate = gate
         self._limits = limits
 
-    async def answer(self, scope: Scope, receive: Receive, target: Target) -> Reply:
+    def ask(self, scope: Scope, record: Record, target: Target) -> Asked:
         """
         Raises:
-            RequestError, ServiceError: the request failed as a whole.
+            RequestError, ServiceError: it is refused, whatever its body may be.
         """
-        record: Record = scope["record"]
         model = self._repository.pick(target.model, target.version)
         record.model, record.version = model.key
         query: bytes = scope["query_string"]
@@ -68,32 +77,36 @@ class Segmenting:
             raise BadParameter(
                 "'masks' is for JSON; with 'Accept: image/png' the answer is a picture, leave one of them out"
             )
+        self._gate.check()
+        self._pipeline.check_admission(model)
         deadline = None if parameters.timeout_ms is None else record.stages.began + parameters.timeout_ms / 1000
-        work = self._results(scope, receive, model, parameters, deadline, drawn)
-        if deadline is None:
+        return Asked(model, parameters, deadline, drawn)
+
+    async def answer(self, scope: Scope, receive: Receive, asked: Asked) -> Reply:
+        """
+        Raises:
+            RequestError, ServiceError: the request failed as a whole.
+        """
+        record: Record = scope["record"]
+        work = self._results(scope, receive, asked)
+        if asked.deadline is None:
             return self._reply(await work, record)
         try:
-            async with asyncio.timeout(deadline - record.stages.clock()):
+            async with asyncio.timeout(asked.deadline - record.stages.clock()):
                 return self._reply(await work, record)
         except TimeoutError:
-            late = f"no answer within timeout_ms={parameters.timeout_ms:g}"
+            late = f"no answer within timeout_ms={asked.parameters.timeout_ms:g}"
             raise DeadlineExceeded(late, retry_after_s=0.0) from None
 
     async def _results(
-        self,
-        scope: Scope,
-        receive: Receive,
-        model: Served,
-        parameters: Parameters,
-        deadline: float | None,
-        drawn: bool,
+        self, scope: Scope, receive: Receive, asked: Asked
     ) -> list[Result | RequestError | ServiceError]:
         """Through the gate, the body off the wire, every picture down the line."""
         record: Record = scope["record"]
+        model, drawn = asked.model, asked.drawn
         content_type = _header(scope, b"content-type", "")
         limits = self._limits
         with self._gate:
-            self._pipeline.check_admission(model)
             body = await read_body(scope, receive, limits.max_body_bytes, limits.body_timeout_s)
             if is_raw(content_type):
                 payloads = [body]
@@ -105,7 +118,10 @@ class Segmenting:
             if drawn and len(payloads) > 1:
                 raise BadRequest(f"an overlay is one picture, and {len(payloads)} were sent; send one, or ask for JSON")
             share = limits.max_response_bytes // len(payloads)
-            tasks = [Task(model, payload, parameters, record.stages.fork(), deadline, share) for payload in payloads]
+            tasks = [
+                Task(model, payload, asked.parameters, record.stages.fork(), asked.deadline, share)
+                for payload in payloads
+            ]
             line = self._pipeline.overlay if drawn else self._pipeline.segment
             del payloads
             try:

@@ -1,7 +1,4 @@
-"""uvicorn, taught what it lacks: a limit on slow headers, exit code 0 after SIGTERM, an end when an engine is lost.
-
-And one thing it does twice: an answer's head and its body leave in one write (`server.http.transport`).
-"""
+"""uvicorn, taught what it lacks: connections of our own, exit code 0 after SIGTERM, an end when an engine is lost."""
 
 from __future__ import annotations
 
@@ -17,100 +14,14 @@ from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.errors import RequestTimeout
 from server.http.application import Application
-from server.http.problems import problem
-from server.http.transport import Joined
+from server.http.protocol import connection_class
 from server.settings import Settings
 
 log = logging.getLogger("maskserve")
 
 ENTERING_S = 0.02  # until who was let in last is among the connections that are ended
-
-
-HandsOn = Callable[[asyncio.Transport, bytes], bool]  # see `Door`
-
-
-def protocol_with_header_timeout(timeout_s: float, hands_on: HandsOn) -> type[HttpToolsProtocol]:
-    """A protocol that gives headers `timeout_s` from the connection's start, or from the request's first byte.
-
-    Args:
-        hands_on: asked when a request comes.
-    """
-
-    class TimedHeaders(HttpToolsProtocol):
-        read = b""  # by another process, before the connection came here
-        _between = True  # all of the last request has come, and nothing of the next
-        _in_headers = False
-        _patience: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(Joined(transport, self.loop))
-            self._wait_for_headers()
-            if self.read:
-                self.loop.call_soon(self._go_on)
-
-        def data_received(self, data: bytes) -> None:
-            if self.read:
-                data, self.read = self.read + data, b""
-            elif self._between and self._answered() and data.startswith(b"POST ") and hands_on(self.transport, data):
-                return
-            super().data_received(data)
-            if self._in_headers and self._patience is None:  # mostly they have come whole, and need no timer
-                self._wait_for_headers()
-
-        def _go_on(self) -> None:
-            if self.read:
-                self.data_received(b"")
-
-        def _answered(self) -> bool:
-            """Wholly: who sends on before the answer has left would lose the rest of it with the connection."""
-            cycle: Any = self.cycle  # none before the first request
-            if cycle is not None and not cycle.response_complete:
-                return False
-            return self.transport.get_write_buffer_size() == 0
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._stop_waiting()
-            self._in_headers = True
-            self._between = False
-
-        def on_message_complete(self) -> None:
-            self._between = True
-            super().on_message_complete()
-
-        def on_headers_complete(self) -> None:
-            self._in_headers = False
-            self._stop_waiting()
-            super().on_headers_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._go_on()  # whose client hung up on the way here is a request that was cancelled, like any other
-            self._in_headers = False
-            self._stop_waiting()
-            super().connection_lost(exc)
-
-        def _wait_for_headers(self) -> None:
-            self._patience = self.loop.call_later(timeout_s, self._too_slow)
-
-        def _stop_waiting(self) -> None:
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
-
-        def _too_slow(self) -> None:
-            if self.transport.is_closing():
-                return
-            error = RequestTimeout(f"headers were not complete after {timeout_s:g} s (MASKSERVE_HEADER_TIMEOUT_S)")
-            reply = problem(error, "-")
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in reply.headers)
-            self.transport.write(b"HTTP/1.1 %d Request Timeout\r\n%s\r\n%s" % (reply.status, lines, reply.body))
-            self.transport.close()
-
-    return TimedHeaders
 
 
 class Door(Protocol):
@@ -214,7 +125,7 @@ def run_server(app: Application, settings: Settings, door: Door | None = None) -
         app,
         host=settings.host,
         port=settings.port,
-        http=protocol_with_header_timeout(settings.header_timeout_s, _stays if door is None else door.hands_on),
+        http=connection_class(settings.header_timeout_s, _stays if door is None else door.hands_on, app.refusal),
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         ws="none",
         lifespan="on",

@@ -32,6 +32,13 @@ class Joined(asyncio.Transport):
             self._held = bytes(data)
             self._turn = self._loop.call_soon(self._flush)
 
+    def write_whole(self, data: bytes) -> None:
+        """Without waiting for more."""
+        if self._held:
+            self._transport.writelines((self._let_go(), data))
+        else:
+            self._transport.write(data)
+
     def close(self) -> None:
         self._flush()
         self._transport.close()

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from server.http.access import MODEL_ROUTE, VERSION_ROUTE, Target, segment_target
+from server.http.access import MODEL_ROUTE, VERSION_ROUTE, Target, segmentation
 from server.http.app import create_app
 from server.settings import Settings
 from tests.server.fakes import FakeLoader
@@ -40,7 +40,8 @@ def client(tiny_bundle: Path) -> TestClient:
     ],
 )
 def test_a_path_names_a_model(path: str, target: Target | None) -> None:
-    assert segment_target(path) == target
+    found = segmentation(path)
+    assert (found and found[1]) == target
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -27,7 +27,7 @@ from PIL import Image
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from server.http.access import MAX_IMAGES, Picture, Record, Request, RequestLog, segment_route
+from server.http.access import MAX_IMAGES, Picture, Record, Request, RequestLog, segmentation
 from server.http.app import create_app
 from server.logs import Background, Event, JsonLines, TextLines, escape
 from server.settings import Settings
@@ -244,7 +244,7 @@ def test_other_paths_are_logged_when_they_meet_a_bug_only(
 
 
 def finished(request_id: str, seconds: float = 0.01) -> Record:
-    record = Record(request_id, status=200)
+    record = Record(request_id, "/v1/segment", status=200)
     record.stages.last = record.stages.began + seconds
     return record
 
@@ -254,7 +254,7 @@ def test_the_share_is_kept_and_the_same_request_is_chosen_again(share: float, se
     for _ in range(2):
         requests = RequestLog(share)
         for number in range(3000):
-            requests.write(finished(f"request-{number}"), "POST", "/v1/segment")
+            requests.write(finished(f"request-{number}"), "POST")
     chosen = [line["request_id"] for line in seen()]
     half = len(chosen) // 2
     assert chosen[:half] == chosen[half:]
@@ -266,42 +266,44 @@ def test_a_storm_of_refusals_is_sampled_and_other_failures_are_not(seen: Callabl
     for number in range(100):
         record = finished(f"refused-{number}")
         record.status, record.failed = 503, ["overloaded"]
-        requests.write(record, "POST", "/v1/segment")
+        requests.write(record, "POST")
     record = finished("broken")
     record.status, record.failed = 400, ["bad_image"]
-    requests.write(record, "POST", "/v1/segment")
+    requests.write(record, "POST")
     assert [line["request_id"] for line in seen()] == ["broken"]
 
 
 def test_a_slow_request_is_logged_whatever_the_share(seen: Callable) -> None:
-    RequestLog(0.0).write(finished("quick", 0.9), "POST", "/v1/segment")
-    RequestLog(0.0).write(finished("slow", 1.1), "POST", "/v1/segment")
+    RequestLog(0.0).write(finished("quick", 0.9), "POST")
+    RequestLog(0.0).write(finished("slow", 1.1), "POST")
     assert [line["request_id"] for line in seen()] == ["slow"]
 
 
 def test_a_request_of_many_pictures_has_a_line_of_bounded_length() -> None:
     record = finished("many")
     record.images = [Picture((30, 40), 2, 8)] * 1000
-    fields = Request(record, "POST", "/v1/segment").fields
+    fields = Request(record, "POST").fields
     assert (fields["image_count"], fields["instances"], len(fields["images"])) == (1000, 2000, MAX_IMAGES)
 
 
 def test_the_path_of_a_line_is_the_routes() -> None:
-    assert segment_route("/v1/segment") == "/v1/segment"
-    assert segment_route(f"/v1/models/{NASTY}/segment") == "/v1/models/{model}/segment"
-    assert segment_route(f"/v1/models/x/versions/{NASTY}/segment") == "/v1/models/{model}/versions/{version}/segment"
-    assert segment_route("/v1/models/x/other") is None
+    assert segmentation("/v1/segment") == ("/v1/segment", (None, None))
+    nasty = segmentation(f"/v1/models/{NASTY}/segment")
+    assert nasty == ("/v1/models/{model}/segment", (NASTY, None))
+    nasty = segmentation(f"/v1/models/x/versions/{NASTY}/segment")
+    assert nasty == ("/v1/models/{model}/versions/{version}/segment", ("x", NASTY))
+    assert segmentation("/v1/models/x/other") is None
 
 
 def test_a_person_reads_one_compact_line() -> None:
     record = finished("9f0c", 0.108)
     record.model, record.version, record.images = "nuclei", "1", [Picture((384, 512), 113, 4)]
     record.stages.seconds = {"receive": 0.0, "decode": 0.0019, "queue": 0.0001, "inference": 0.098}
-    assert line_of(TextLines(), Request(record, "POST", "/v1/segment")).endswith(
+    assert line_of(TextLines(), Request(record, "POST")).endswith(
         "nuclei/1 200 108 ms  512x384 113 instances  [decode 1.9 queue 0.1 inference 98]  id=9f0c"
     )
-    gone = Record("9f0d", status=499)
-    assert "/v1/segment 499 client gone 0.0 ms  id=9f0d" in str(Request(gone, "POST", "/v1/segment"))
+    gone = Record("9f0d", "/v1/segment", status=499)
+    assert "/v1/segment 499 client gone 0.0 ms  id=9f0d" in str(Request(gone, "POST"))
 
 
 @pytest.mark.parametrize("changes", [{"log_sample": 1.5}, {"log_sample": -1}, {"log_format": "xml"}, {"log_level": 3}])
