@@ -124,11 +124,12 @@ class Pipeline:
             NotReady, Draining: the model does not answer now.
             Overloaded: too many wait, or for too long; never while a worker and the engine are idle.
         """
-        model.ready()[1].check_admission()
-        wait = self._backlog.wait_s()
+        batcher = model.ready()[1]
+        wait = self._backlog.wait_s()  # of all that is inside; mostly more than what waits for the engine
         if wait > self._max_wait_s:
             limit = f"{wait * 1000:.0f} ms of work wait; the limit is {self._max_wait_s * 1000:.0f} ms"
             raise Overloaded(f"{limit} (MASKSERVE_MAX_WAIT_MS)", retry_after_s=wait - self._max_wait_s)
+        batcher.check_admission()
 
     async def segment(self, task: Task) -> Result:
         """A picture's instances, in the form its parameters ask for.
