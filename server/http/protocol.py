@@ -90,7 +90,8 @@ def connection_class(timeout_s: float, hands_on: HandsOn, refusal: Refusal) -> t
         def _start_asgi_task(self, cycle: Any, app: Any) -> None:
             """Where uvicorn begins with a request whose turn it is."""
             waits = cycle.waiting_for_100_continue or self.flow.write_paused or self.pipeline
-            plain = cycle.keep_alive and cycle.scope["method"] != "HEAD" and not waits
+            ends = not cycle.keep_alive or self.transport.is_closing()
+            plain = cycle.scope["method"] != "HEAD" and not waits and not ends
             reply = refusal(cycle.scope) if plain else None
             if reply is None:
                 super()._start_asgi_task(cycle, app)

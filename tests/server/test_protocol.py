@@ -257,6 +257,24 @@ def test_what_is_not_plain_is_left_to_the_application(request_line: bytes, heade
     asyncio.run(run())
 
 
+def test_nothing_is_told_to_a_client_that_has_gone(caplog: pytest.LogCaptureFixture) -> None:
+    """It hung up while its request was handed on to this process."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await refuses(scope).send(send)
+
+    async def run() -> None:
+        protocol, transport = connected(refusal=refuses, app=app)
+        protocol.read = REQUEST
+        transport.closed = True
+        protocol.connection_lost(None)
+        await turns()
+        assert transport.writes == []
+
+    asyncio.run(run())
+    assert not caplog.records, "a write that fails within the parser looks like a request that is no HTTP"
+
+
 def test_who_does_not_read_the_refusals_gets_no_more_of_them() -> None:
     async def run() -> None:
         protocol, transport = connected(refusal=refuses)
