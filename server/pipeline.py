@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from server import images, memory, overlay
-from server.errors import ImageTooLarge, ModelOutputInvalid, Overloaded
+from server.errors import ImageTooLarge, ModelOutputInvalid
 from server.formats import FORMATS
 from server.geometry import Frame
 from server.manifest import Manifest
@@ -24,7 +24,7 @@ from server.masks import bind
 from server.parameters import Parameters, chosen_labels
 from server.preprocess import AnyInput, place
 from server.repository import Served
-from server.scheduling import Answer, Backlog, Cost, Mean, Picture
+from server.scheduling import Answer, Backlog, Cost, Mean, Picture, check_wait
 from server.segments import Segment
 from server.stages import Stages
 from server.workers import Rank, Workers
@@ -125,10 +125,7 @@ class Pipeline:
             Overloaded: too many wait, or for too long; never while a worker and the engine are idle.
         """
         batcher = model.ready()[1]
-        wait = self._backlog.wait_s()  # of all that is inside; mostly more than what waits for the engine
-        if wait > self._max_wait_s:
-            limit = f"{wait * 1000:.0f} ms of work wait; the limit is {self._max_wait_s * 1000:.0f} ms"
-            raise Overloaded(f"{limit} (MASKSERVE_MAX_WAIT_MS)", retry_after_s=wait - self._max_wait_s)
+        check_wait(self._backlog.wait_s(), self._max_wait_s)  # for all that is inside, mostly more than for the engine
         batcher.check_admission()
 
     async def segment(self, task: Task) -> Result:

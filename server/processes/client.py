@@ -28,7 +28,7 @@ from server.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded, 
 from server.processes.arena import Arena, Window
 from server.processes.board import Board
 from server.processes.wire import INTRODUCTION, Answered, Cancel, Failed, Free, Job, Message, Unpacker, pack
-from server.scheduling import Answer, Picture
+from server.scheduling import Answer, Picture, check_wait
 from server.workers import Rank, Workers
 
 log = logging.getLogger("maskserve")
@@ -268,10 +268,7 @@ class RemoteBatcher:
 
     def check_admission(self) -> None:
         _ = self._link.connection
-        wait = self.predicted_wait_s()
-        if wait > self._max_wait_s:
-            limit = f"{wait * 1000:.0f} ms of work wait; the limit is {self._max_wait_s * 1000:.0f} ms"
-            raise Overloaded(f"{limit} (MASKSERVE_MAX_WAIT_MS)", retry_after_s=wait - self._max_wait_s)
+        check_wait(self.predicted_wait_s(), self._max_wait_s)
 
     def worker_seconds(self, pixels: float) -> float:
         """Nothing: the engine process has workers of its own."""

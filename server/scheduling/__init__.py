@@ -14,10 +14,22 @@ queue and the runs under one lock; `running.py` runs a batch, or its halves; `sc
 
 from __future__ import annotations
 
-from server.scheduling.backlog import Backlog
+from server.scheduling.backlog import Backlog, check_wait
 from server.scheduling.costs import Cost, Mean
 from server.scheduling.queue import Queue, Waiting
 from server.scheduling.running import Answer, Picture, Run
 from server.scheduling.scheduler import Observer, Scheduler
 
-__all__ = ["Answer", "Backlog", "Cost", "Mean", "Observer", "Picture", "Queue", "Run", "Scheduler", "Waiting"]
+__all__ = [
+    "Answer",
+    "Backlog",
+    "Cost",
+    "Mean",
+    "Observer",
+    "Picture",
+    "Queue",
+    "Run",
+    "Scheduler",
+    "Waiting",
+    "check_wait",
+]

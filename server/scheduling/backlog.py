@@ -7,6 +7,18 @@ with backlog.enter(0.004 + 0.025 + 0.002) as entry:  # decode, run, masks: predi
 
 from __future__ import annotations
 
+from server.errors import Overloaded
+
+
+def check_wait(wait_s: float, limit_s: float) -> None:
+    """
+    Raises:
+        Overloaded: whoever came now would wait for too long.
+    """
+    if wait_s > limit_s:
+        limit = f"{wait_s * 1000:.0f} ms of work wait; the limit is {limit_s * 1000:.0f} ms"
+        raise Overloaded(f"{limit} (MASKSERVE_MAX_WAIT_MS)", retry_after_s=wait_s - limit_s)
+
 
 class Entry:
     """One picture's work that is left."""

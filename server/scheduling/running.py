@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import DeviceFault
+from server.errors import DeviceFault, ServiceError
 from server.scheduling.queue import Waiting
 
 Run = Callable[[dict[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
@@ -43,6 +43,13 @@ class Job:
 
 
 Item = Waiting[Job]
+
+
+def fail(item: Item, error: ServiceError, cause: Exception | None = None) -> None:
+    """Tell whoever waits, unless they have gone. On their event loop."""
+    if not item.work.future.done():
+        error.__cause__ = cause
+        item.work.future.set_exception(error)
 
 
 @dataclass(eq=False, slots=True)

@@ -24,13 +24,12 @@ from server.errors import (
     EngineFailed,
     ModelOutputInvalid,
     NotReady,
-    Overloaded,
-    ServiceError,
 )
+from server.scheduling.backlog import check_wait
 from server.scheduling.line import Line
 from server.scheduling.predictions import GUESS_PIXEL_S, GUESS_RUN_S, Predictions
 from server.scheduling.queue import Queue, Waiting
-from server.scheduling.running import Answer, Item, Job, Picture, Ran, Run, run_halving
+from server.scheduling.running import Answer, Item, Job, Picture, Ran, Run, fail, run_halving
 from server.workers import Rank, Workers, settle, tell
 
 T = TypeVar("T")
@@ -135,10 +134,7 @@ class Scheduler:
         if self._closing:
             raise _draining()
         self._line.check_room()
-        wait = self._line.wait_s()
-        if wait > self._max_wait_s:
-            limit = f"{wait * 1000:.0f} ms of work wait; the limit is {self._max_wait_s * 1000:.0f} ms"
-            raise Overloaded(f"{limit} (MASKSERVE_MAX_WAIT_MS)", retry_after_s=wait - self._max_wait_s)
+        check_wait(self._line.wait_s(), self._max_wait_s)
 
     async def submit(
         self,
@@ -189,9 +185,9 @@ class Scheduler:
         except TimeoutError:
             waited, stuck = self._line.close()
             for item in waited:
-                _fail(item, Draining("the server shut down before this image's turn", retry_after_s=1.0))
+                fail(item, Draining("the server shut down before this image's turn", retry_after_s=1.0))
             for item in stuck:
-                _fail(item, Draining("the server shut down while this image ran", retry_after_s=1.0))
+                fail(item, Draining("the server shut down while this image ran", retry_after_s=1.0))
 
     # ---- on the event loop or in a worker ----
 
@@ -270,7 +266,7 @@ class Scheduler:
 
     def _told_late(self, late: Sequence[Item]) -> None:
         for item in late:
-            _fail(item, DeadlineExceeded("the deadline passed while the image waited", retry_after_s=0.0))
+            fail(item, DeadlineExceeded("the deadline passed while the image waited", retry_after_s=0.0))
         self._tell_drained()
 
     def _told_ran(self, runs: Sequence[Ran]) -> None:
@@ -282,23 +278,17 @@ class Scheduler:
                     if item.work.future.cancelled():
                         self._observer.wasted()
                     elif row is None:
-                        _fail(item, ModelOutputInvalid("the network answered NaN or infinity for this image"))
+                        fail(item, ModelOutputInvalid("the network answered NaN or infinity for this image"))
             elif isinstance(ran.failure, DeviceFault):
                 for item in ran.items:
-                    _fail(item, NotReady(DEVICE_FAILED, retry_after_s=10.0), cause=ran.failure)
+                    fail(item, NotReady(DEVICE_FAILED, retry_after_s=10.0), cause=ran.failure)
             elif len(ran.items) == 1:
-                _fail(ran.items[0], EngineFailed("the engine failed on this image"), cause=ran.failure)
+                fail(ran.items[0], EngineFailed("the engine failed on this image"), cause=ran.failure)
         self._tell_drained()
 
     def _tell_drained(self) -> None:
         if self._closing and not self._unanswered and self._line.empty:
             self._drained.set()
-
-
-def _fail(item: Item, error: ServiceError, cause: Exception | None = None) -> None:
-    if not item.work.future.done():
-        error.__cause__ = cause
-        item.work.future.set_exception(error)
 
 
 def _draining() -> Draining:
