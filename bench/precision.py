@@ -17,10 +17,12 @@ import time
 from pathlib import Path
 from statistics import median
 
+from export.errors import ExportError
 from export.precision.pictures import list_pictures, placed
 from server.bundle_files import MODEL_FILE
 from server.cores import usable_cores
 from server.engines import load_engine
+from server.errors import RequestError, StartupError
 from server.manifest import Manifest, read_manifest
 
 MEMORY = "import sys; from bench.precision import hold; hold(sys.argv[1], sys.argv[2], int(sys.argv[3]))"
@@ -42,9 +44,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, required=True, metavar="DIR", help="pictures to answer")
     parser.add_argument("--most", type=int, default=24, help="of these (default 24)")
     args = parser.parse_args(argv)
-    bundles = [path.resolve() for path in args.bundles]
+    try:
+        compare([path.resolve() for path in args.bundles], args.pictures, args.most)
+    except (ExportError, StartupError, RequestError) as error:
+        print(f"cannot compare: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def compare(bundles: list[Path], folder: Path, most: int) -> None:
+    """Print the table.
+
+    Raises:
+        ExportError: no pictures in the folder.
+        StartupError: a bundle cannot be opened.
+        RequestError: a picture cannot be read.
+    """
     manifests = [read_manifest(path) for path in bundles]
-    pictures = list(placed(list_pictures(args.pictures, args.most), manifests[0].input))
+    pictures = list(placed(list_pictures(folder, most), manifests[0].input))
     engines = [load_engine(path / MODEL_FILE, usable_cores()) for path in bundles]
     times: dict[str, list[list[float]]] = {"one": [[] for _ in engines], "all": [[] for _ in engines]}
     for turn, inputs in enumerate([pictures[0], *pictures]):  # the first once more, to warm up
@@ -69,13 +86,12 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"{manifest.precision:<10} {megabytes:>6.2f} MB {1000 * median(one):>6.0f} ms "
             f"{1000 * median(every):>6.0f} ms {len(one) / sum(one):>9.1f} {ratio:>9.2f} "
-            f"{_memory(path, args, manifest):>6} MB"
+            f"{_memory(path, folder, most, manifest):>6} MB"
         )
-    return 0
 
 
-def _memory(path: Path, args: argparse.Namespace, manifest: Manifest) -> str:
-    command = [sys.executable, "-c", MEMORY, str(path), str(args.pictures), str(args.most)]
+def _memory(path: Path, folder: Path, most: int, manifest: Manifest) -> str:
+    command = [sys.executable, "-c", MEMORY, str(path), str(folder), str(most)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     if done.returncode:
         raise SystemExit(f"{manifest.name}/{manifest.version} could not be run: {done.stderr[-300:]}")

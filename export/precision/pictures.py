@@ -28,11 +28,11 @@ def list_pictures(folder: Path, most: int = MOST) -> list[Path]:
         ExportError: no such folder, or no picture in it.
     """
     if not folder.is_dir():
-        raise ExportError(f"--calibrate {folder} should be a folder of pictures, there is none of that name")
+        raise ExportError(f"{folder} should be a folder of pictures, there is none of that name")
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise ExportError(
-            f"--calibrate {folder} holds no picture ({', '.join(sorted(SUFFIXES))}); "
+            f"{folder} holds no picture ({', '.join(sorted(SUFFIXES))}); "
             "give a folder with some tens of pictures like those that will be served"
         )
     return spread(found, most)
