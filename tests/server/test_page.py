@@ -576,6 +576,20 @@ def test_with_keys_on_the_browser_lets_its_user_in_by_a_password(
         chromium.wait(READY)
         show(chromium, picture)
         assert text_of(chromium, "#status").startswith("3 of 3 instances")
+        chromium.wait("document.querySelector('#lines').innerText.includes('your key')")
+        run = {"cwd": picture.parent, "capture_output": True, "text": True, "timeout": 60, "check": True}
+        if shutil.which("curl"):
+            curl = text_of(chromium, "#lines").replace("your key", "s3cret")
+            done = subprocess.run(["sh", "-c", curl], **run)  # type: ignore[call-overload]
+            assert len(json.loads(done.stdout)["instances"]) == 3
+        chromium.run("document.querySelector('[data-sample]').click()")
+        chromium.wait("document.querySelector('#status').innerText.includes('640')")
+        for tab in ("#tab-curl", "#tab-python"):
+            chromium.click(tab)
+            program = ["sh", "-c"] if tab == "#tab-curl" else [sys.executable, "-c"]
+            lines = text_of(chromium, "#lines").replace("your key", "s3cret")
+            done = subprocess.run([*program, lines], **run)  # type: ignore[call-overload]
+            assert done.stdout, lines
     chromium.log("browser")
 
 

@@ -19,6 +19,12 @@ export async function fetchModels() {
   return (await unlessBroken(response.json())).models;
 }
 
+/** Whether the server asks for a key, as it does with whoever has not given the browser one. */
+export async function asksForKey() {
+  const response = await unlessBroken(fetch(resolve("v1/models"), { credentials: "omit" }));
+  return response.status === 401;
+}
+
 /** A picture that lies beside the page. */
 export async function fetchSample(name) {
   const response = await ask(resolve(`page/${name}`));

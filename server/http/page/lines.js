@@ -1,24 +1,33 @@
 // The request on the screen as lines to copy: for a shell, and for Python with nothing but its standard library.
 
+const YOURS = "your key";
+
 /**
  * @param {string} address the whole URL, query included
  * @param {{name: string, address?: string}} picture a file of the visitor's, or one that lies beside the page
+ * @param {boolean} keyed whether the server asks for a key, whose place is then shown: no page can read a password
  */
-export function curlLines(address, picture) {
+export function curlLines(address, picture, keyed) {
+  const curl = keyed ? 'curl -H "Authorization: Bearer $KEY"' : "curl";
+  const first = keyed ? `KEY='${YOURS}'\n` : "";
   if (picture.address) {
-    return `curl -s ${shell(picture.address)} |\n  curl --data-binary @- ${shell(address)}`;
+    return `${first}${curl} -s ${shell(picture.address)} |\n  ${curl} --data-binary @- ${shell(address)}`;
   }
-  return `curl --data-binary @${shell(picture.name)} \\\n  ${shell(address)}`;
+  return `${first}${curl} --data-binary @${shell(picture.name)} \\\n  ${shell(address)}`;
 }
 
 /** See `curlLines`. */
-export function pythonLines(address, picture) {
+export function pythonLines(address, picture, keyed) {
   const bytes = picture.address
     ? `urllib.request.urlopen(${quoted(picture.address)}).read()`
     : `open(${quoted(picture.name)}, "rb").read()`;
+  const login = `opener = urllib.request.build_opener()
+opener.addheaders = [("Authorization", ${quoted(`Bearer ${YOURS}`)})]
+urllib.request.install_opener(opener)
+`;
   return `import json, urllib.request
 
-picture = ${bytes}
+${keyed ? login : ""}picture = ${bytes}
 url = ${quoted(address)}
 with urllib.request.urlopen(url, picture) as answer:
     for instance in json.load(answer)["instances"]:
@@ -31,6 +40,7 @@ export class Lines {
   #tabs = [...document.querySelectorAll("[role=tab]")];
   #write = curlLines;
   #request = ["", { name: "" }];
+  keyed = false; // see `curlLines`
 
   constructor() {
     for (const tab of this.#tabs) {
@@ -47,7 +57,7 @@ export class Lines {
 
   show(address, picture) {
     this.#request = [address, picture];
-    this.#text.textContent = this.#write(address, picture);
+    this.#text.textContent = this.#write(address, picture, this.keyed);
   }
 
   #choose(chosen) {

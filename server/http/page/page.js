@@ -5,7 +5,7 @@
 //
 // The request asks for all scores from FLOOR on, so the threshold can move without another one.
 
-import { Trouble, fetchModels, segment, segmentAddress } from "./api.js";
+import { Trouble, asksForKey, fetchModels, segment, segmentAddress } from "./api.js";
 import { Stage } from "./canvas.js";
 import { ScoreChart, drawStages } from "./charts.js";
 import { assignColours, cssColour } from "./colours.js";
@@ -297,5 +297,10 @@ $("model").addEventListener("change", () => {
   send();
 });
 
+async function tellOfKeys() {
+  lines.keyed = await asksForKey();
+  writeLines();
+}
+
 stage.setOpacity(Number($("opacity").value));
-loadModels().catch(complain);
+loadModels().then(tellOfKeys).catch(complain);
