@@ -51,8 +51,9 @@ def connection_class(timeout_s: float, hands_on: HandsOn, refusal: Refusal) -> t
             elif self._between and self._answered() and data[:5] == b"POST " and hands_on(self.transport, data):
                 return
             super().data_received(data)  # type: ignore[arg-type]  # which gives it to a parser that takes either
-            if self._in_headers and self._patience is None:  # mostly they have come whole, and need no timer
-                self._wait_for_headers()
+            if self._in_headers:  # mostly they have come whole, and need no timer
+                if self._patience is None:
+                    self._wait_for_headers()
             elif self.timeout_keep_alive_task is None and self._rests():
                 self._wait_for_more()
 

@@ -82,6 +82,7 @@ def test_headers_are_timed_from_the_connections_start_and_only_while_they_are_in
         patience = protocol._patience
         protocol.data_received(REQUEST[20:30])
         assert protocol._patience is patience  # more bytes are no more time
+        assert protocol.timeout_keep_alive_task is None  # nor is silence now what it is between requests
         protocol.data_received(REQUEST[30:])
         assert not timed()
         protocol.data_received(REQUEST[:20])
