@@ -64,11 +64,11 @@ class Record:
     images: list[Picture] = field(default_factory=list)
 
 
-def segmentation(path: str) -> tuple[str, Target | None] | None:
-    """The template of a segmentation path, and what it names, unless a name is empty; None for every other path."""
+def segmentation(path: str) -> tuple[str | None, Target | None]:
+    """The template of a segmentation path, and what it names, unless a name is empty; None twice for other paths."""
     match = SEGMENT_PATH.fullmatch(path)
     if match is None:
-        return None
+        return None, None
     model, version = match.group("model", "version")
     route = VERSION_ROUTE if version is not None else MODEL_ROUTE if model is not None else path
     return route, None if "" in (model, version) else Target(model, version)

@@ -46,10 +46,7 @@ class Envelope:
         refusal the connection ends: the application reads on for a moment before it does.
         """
         record = scope["record"] = Record(_request_id(scope))
-        found = segmentation(scope["path"])
-        target = None
-        if found is not None:
-            record.route, target = found
+        record.route, target = segmentation(scope["path"])
         try:
             self._entrance.check(scope, target)
         except Exception as error:

@@ -34,13 +34,8 @@ class Junction:
         if "asked" in scope:
             reply = await self._segmenting.answer(scope, receive, scope["asked"])
             await reply.send(send)
-        elif path.endswith("/") and _names_a_segmentation(path.rstrip("/")):
+        elif path.endswith("/") and segmentation(path.rstrip("/"))[1] is not None:
             without = URL(scope=dict(scope, path=path.rstrip("/")))
             await RedirectResponse(without)(scope, receive, send)  # as the framework does for its paths
         else:
             await self._app(scope, receive, send)
-
-
-def _names_a_segmentation(path: str) -> bool:
-    found = segmentation(path)
-    return found is not None and found[1] is not None

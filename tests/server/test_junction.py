@@ -40,8 +40,7 @@ def client(tiny_bundle: Path) -> TestClient:
     ],
 )
 def test_a_path_names_a_model(path: str, target: Target | None) -> None:
-    found = segmentation(path)
-    assert (found and found[1]) == target
+    assert segmentation(path)[1] == target
 
 
 @pytest.mark.parametrize("path", PATHS)

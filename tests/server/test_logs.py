@@ -292,7 +292,7 @@ def test_the_path_of_a_line_is_the_routes() -> None:
     assert nasty == ("/v1/models/{model}/segment", (NASTY, None))
     nasty = segmentation(f"/v1/models/x/versions/{NASTY}/segment")
     assert nasty == ("/v1/models/{model}/versions/{version}/segment", ("x", NASTY))
-    assert segmentation("/v1/models/x/other") is None
+    assert segmentation("/v1/models/x/other") == (None, None)
 
 
 def test_a_person_reads_one_compact_line() -> None:

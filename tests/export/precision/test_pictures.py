@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.precision import main as compare_precisions
 from export.errors import ExportError
 from export.precision.pictures import list_pictures, read, spread
 from models.unet import nuclei_unet
@@ -43,3 +44,16 @@ def test_a_folder_that_is_empty_or_not_there_is_refused(tmp_path: Path) -> None:
         list_pictures(tmp_path)
     with pytest.raises(ExportError, match="should be a folder"):
         list_pictures(tmp_path / "nowhere")
+
+
+def test_the_comparison_of_precisions_says_what_is_wrong_with_its_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, said in (
+        (["--pictures", str(tmp_path), "bundles/nuclei/1"], "holds no picture"),
+        (["--pictures", str(tmp_path), str(tmp_path)], "holds no manifest.json"),
+    ):
+        assert compare_precisions(arguments) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("cannot compare: ")
+        assert said in told
