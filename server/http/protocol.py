@@ -20,7 +20,7 @@ from server.http.problems import problem
 from server.http.reply import Reply
 from server.http.transport import Joined
 
-HandsOn = Callable[[asyncio.Transport, bytes | memoryview], bool]  # see `server.http.serving.Door`
+HandsOn = Callable[[asyncio.Transport, bytes], bool]  # see `server.http.serving.Door`
 Refusal = Callable[[Scope], Reply | None]  # see `server.http.envelope.Envelope`
 
 
@@ -45,12 +45,12 @@ def connection_class(timeout_s: float, hands_on: HandsOn, refusal: Refusal) -> t
             if self.read:
                 self.loop.call_soon(self._go_on)
 
-        def data_received(self, data: bytes | memoryview) -> None:
+        def data_received(self, data: bytes) -> None:
             if self.read:
-                data, self.read = self.read + bytes(data), b""
-            elif self._between and self._answered() and data[:5] == b"POST " and hands_on(self.transport, data):
+                data, self.read = self.read + data, b""
+            elif self._between and self._answered() and data.startswith(b"POST ") and hands_on(self.transport, data):
                 return
-            super().data_received(data)  # type: ignore[arg-type]  # which gives it to a parser that takes either
+            super().data_received(data)
             if self._in_headers:  # mostly they have come whole, and need no timer
                 if self._patience is None:
                     self._wait_for_headers()

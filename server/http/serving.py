@@ -17,7 +17,6 @@ import uvicorn
 
 from server.http.application import Application
 from server.http.protocol import connection_class
-from server.http.reading import Reader, readers
 from server.settings import Settings
 
 log = logging.getLogger("maskserve")
@@ -28,12 +27,12 @@ ENTERING_S = 0.02  # until who was let in last is among the connections that are
 class Door(Protocol):
     """Lets connections in, and may let them go on."""
 
-    def start(self, protocol: Callable[[bytes], Reader], connections: Callable[[], int]) -> None: ...
+    def start(self, protocol: Callable[[bytes], asyncio.Protocol], connections: Callable[[], int]) -> None: ...
 
     def tell(self) -> None:
         """Ten times a second."""
 
-    def hands_on(self, transport: asyncio.Transport, read: bytes | memoryview) -> bool:
+    def hands_on(self, transport: asyncio.Transport, read: bytes) -> bool:
         """Whether a connection has gone to another process, with the request that just came on it."""
 
     def stop(self) -> None: ...
@@ -91,13 +90,13 @@ class Server(uvicorn.Server):
             await asyncio.sleep(ENTERING_S)
         await super().shutdown(sockets)
 
-    def _protocol(self, read: bytes) -> Reader:
+    def _protocol(self, read: bytes) -> asyncio.Protocol:
         """For one connection, as uvicorn makes it."""
-        make: Any = self.config.http_protocol_class
-        made: Reader = make(
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state, read=read
-        )
-        return made
+        kind: Any = self.config.http_protocol_class
+        made = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made.read = read
+        protocol: asyncio.Protocol = made
+        return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
@@ -108,7 +107,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _stays(transport: asyncio.Transport, read: bytes | memoryview) -> bool:
+def _stays(transport: asyncio.Transport, read: bytes) -> bool:
     return False
 
 
@@ -122,14 +121,11 @@ def run_server(app: Application, settings: Settings, door: Door | None = None) -
     Returns:
         The process's exit code: 0, or 1 after that, or 2 when it could not start.
     """
-    protocols: Any = readers(
-        connection_class(settings.header_timeout_s, _stays if door is None else door.hands_on, app.refusal)
-    )
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=protocols,
+        http=connection_class(settings.header_timeout_s, _stays if door is None else door.hands_on, app.refusal),
         loop="uvloop" if sys.platform != "win32" else "asyncio",
         ws="none",
         lifespan="on",

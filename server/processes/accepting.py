@@ -60,7 +60,7 @@ class Turns:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._later: asyncio.TimerHandle | None = None
 
-    def start(self, protocol: Callable[[bytes], asyncio.BaseProtocol], connections: Callable[[], int]) -> None:
+    def start(self, protocol: Callable[[bytes], asyncio.Protocol], connections: Callable[[], int]) -> None:
         """
         Args:
             protocol: makes one for a connection, given what another front has read of it.
@@ -87,7 +87,7 @@ class Turns:
         self._rows["prepared"][self._number] = self._prepared()
         self._rows["connections"][self._number] = self._count()
 
-    def hands_on(self, transport: asyncio.Transport, read: bytes | memoryview) -> bool:
+    def hands_on(self, transport: asyncio.Transport, read: bytes) -> bool:
         """Whether a connection has gone on to another front, with the request that just came on it.
 
         Args:

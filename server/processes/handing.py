@@ -115,7 +115,7 @@ class Handing:
         others[self._number] = False
         return others
 
-    def give(self, to: int, descriptor: int, read: bytes | memoryview) -> bool:
+    def give(self, to: int, descriptor: int, read: bytes) -> bool:
         """Give a connection away; the caller then forgets it. False where the inbox takes no more.
 
         Args:

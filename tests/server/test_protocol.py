@@ -22,20 +22,12 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await Reply(200, [(b"content-length", b"%d" % len(body))], body).send(send)
 
 
-async def echo_all(scope: Scope, receive: Receive, send: Send) -> None:
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body, more = body + message["body"], message["more_body"]
-    await Reply(200, [(b"content-length", b"%d" % len(body))], body).send(send)
-
-
 async def turns(count: int = 5) -> None:
     for _ in range(count):
         await asyncio.sleep(0)
 
 
-def stays(transport: asyncio.Transport, read: bytes | memoryview) -> bool:
+def stays(transport: asyncio.Transport, read: bytes) -> bool:
     return False
 
 
@@ -109,8 +101,8 @@ def test_the_headers_of_a_second_request_that_never_end_get_a_408() -> None:
 def test_a_connection_is_offered_only_between_requests_and_when_its_answer_has_left() -> None:
     offered: list[bytes] = []
 
-    def offer(transport: asyncio.Transport, read: bytes | memoryview) -> bool:
-        offered.append(bytes(read))
+    def offer(transport: asyncio.Transport, read: bytes) -> bool:
+        offered.append(read)
         return False
 
     async def run() -> None:
