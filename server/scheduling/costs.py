@@ -5,20 +5,22 @@
     run.learn(0.0031, 1, 65536)           # it took longer
     run.predict(1, 65536)                 # 0.0031
 
-A cost is a sum of two terms, seconds per time it is done and seconds per unit of what it is done to, fitted by least
-squares of the relative errors over the last measurements, older ones weighing less. A ridge holds the terms to the
-first guess where the measurements say nothing: a server that has only ever seen single pictures still has a fair idea
-of a batch. Two equations are solved by hand, for the event loop learns from every picture, and numpy takes 25 times as
-long for a matrix this small.
+A cost is a pace times a sum of two terms, one per time it is done and one per unit of what it is done to. The pace is
+the machine's, which others share: it changes within seconds, and is a mean of the last measurements. What the terms
+are to each other is the step's own, and lasts: they are fitted by least squares to measurements over the pace, some
+hundred of which count. A ridge holds them to the first guess where the measurements say nothing: a server that has only
+ever seen single pictures still has a fair idea of a batch. Two equations are solved by hand, for the event loop learns
+from every picture, and numpy takes 25 times as long for a matrix this small.
 """
 
 from __future__ import annotations
 
-MEMORY = 0.93  # some fourteen measurements count
+MEMORY = 0.93  # weight of a measurement after the next one came: some fourteen count
+LONG_MEMORY = 0.99  # the same for what the terms are to each other
 RIDGE = 1e-6  # weight of the first guess
 LEAST = 0.01  # of a first guess that a term keeps
 TICK = 1e-7  # seconds: no step takes less
-SURPRISE = 3.0  # times the prediction: what took even longer (a sleeping machine) counts as this
+SURPRISE = 2.0  # times the prediction: what took even longer counts as this, and twice that if the next one does too
 
 
 class Cost:
@@ -26,38 +28,49 @@ class Cost:
     Args:
         per_time: first guess of the seconds that it takes at all, above 0.
         per_unit: and of the seconds per unit, above 0.
-        memory: weight of a measurement after the next one came.
     """
 
-    def __init__(self, per_time: float, per_unit: float, memory: float = MEMORY) -> None:
+    def __init__(self, per_time: float, per_unit: float) -> None:
         self._guess = per_time, per_unit
-        self._memory = memory
-        self._per_time, self._per_unit = self._guess
+        self._pace = 1.0
+        self._scale = 1.0, 1.0  # of the two terms, times the first guess
         self._square = RIDGE, 0.0, RIDGE  # upper left, off the diagonal, lower right
         self._product = RIDGE, RIDGE  # its right-hand side
-        self._measured = False
+        self._measured = 0
+        self._limit = SURPRISE
 
     def predict(self, times: float, units: float) -> float:
         """Seconds."""
-        return self._per_time * times + self._per_unit * units
+        return self._pace * (self._scale[0] * self._guess[0] * times + self._scale[1] * self._guess[1] * units)
 
     def learn(self, seconds: float, times: float, units: float) -> None:
         """Take a measurement."""
         once, each = self._guess[0] * times, self._guess[1] * units
-        if not once and not each:
+        share = self._scale[0] * once + self._scale[1] * each
+        if not share:
             return
+        pace = max(seconds, TICK) / share
         if self._measured:
-            seconds = min(seconds, SURPRISE * self.predict(times, units))
-        seconds = max(seconds, TICK)
-        self._measured = True
-        once, each = once / seconds, each / seconds
-        memory, kept = self._memory, RIDGE * (1.0 - self._memory)
-        a, b, c = self._square
-        self._square = memory * a + kept + once * once, memory * b + once * each, memory * c + kept + each * each
+            pace = self._believed(pace)
+        self._measured += 1
+        self._pace += max(1.0 - MEMORY, 1.0 / self._measured) * (pace - self._pace)
+
+        once, each, seen = once / share, each / share, pace / self._pace
+        kept = RIDGE * (1.0 - LONG_MEMORY)
+        a, b, c = (LONG_MEMORY * number for number in self._square)
+        self._square = a + kept + once * once, b + once * each, c + kept + each * each
         p, q = self._product
-        self._product = memory * p + kept + once, memory * q + kept + each
-        scale = self._solve()
-        self._per_time, self._per_unit = self._guess[0] * scale[0], self._guess[1] * scale[1]
+        self._product = LONG_MEMORY * p + kept + once * seen, LONG_MEMORY * q + kept + each * seen
+        self._scale = self._solve()
+
+    def _believed(self, pace: float) -> float:
+        """One that slept is no sign of a slow machine; several in a row are."""
+        most = self._limit * self._pace
+        if pace <= most:
+            self._limit = SURPRISE
+            return pace
+        self._limit *= 2.0
+        return most
 
     def _solve(self) -> tuple[float, float]:
         """The scales of least squares; one that came out below `LEAST` is held there and the other solved again."""

@@ -10,7 +10,6 @@ from server.scheduling.running import Ran
 GUESS_RUN_S, GUESS_PIXEL_S = 1e-4, 1e-8  # until a run was measured
 WASTE = 0.1  # share of a batch's time that its fixed cost may be; a larger batch is not worth waiting for
 OFTEN = 16  # runs of a size after which its cost is known
-LONG_MEMORY = 0.99  # of what a batch saves, which changes less than the machine's pace: some hundred measurements count
 
 
 class Predictions:
@@ -26,7 +25,6 @@ class Predictions:
 
     def __init__(self, run_s: float, pace_s: float, max_batch: int, slots: int, tried: int) -> None:
         self._crowded, self._alone = Cost(run_s, pace_s), Cost(run_s, pace_s)
-        self._saving = Cost(run_s, pace_s, LONG_MEMORY)
         self._max_batch = max_batch
         self._slots = slots
         self._tried = tried
@@ -38,7 +36,6 @@ class Predictions:
         self._of(ran.alone).learn(seconds, 1, ran.pixels)
         if ran.alone:
             return
-        self._saving.learn(seconds, 1, ran.pixels)
         if len(ran.items) > self._tried:
             self._larger += 1
             if self._larger == OFTEN:
@@ -54,7 +51,7 @@ class Predictions:
 
     def worth(self, pixels: float) -> int:
         """Images of `pixels` in a batch whose fixed cost is no more than `WASTE` of it, as far as is known."""
-        fixed, each = self._saving.predict(1, 0), self._saving.predict(0, pixels)
+        fixed, each = self._crowded.predict(1, 0), self._crowded.predict(0, pixels)
         needed = fixed * (1 - WASTE) / (WASTE * each) if each > 0 else float(self._max_batch)
         return max(1, min(self._max_batch, 2 * self._tried, round(needed)))
 

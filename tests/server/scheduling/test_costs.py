@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.scheduling import Cost, Mean
-from server.scheduling.costs import LEAST, MEMORY, RIDGE, SURPRISE
+from server.scheduling.costs import LEAST, LONG_MEMORY, MEMORY, RIDGE, SURPRISE
 
 
 def errors_after(cost: Cost, truth: tuple[float, float], noise: float, runs: int) -> list[float]:
@@ -33,21 +33,45 @@ def test_the_median_error_is_below_15_percent_whatever_the_machine(fixed: float,
     assert statistics.median(errors) <= 0.15
 
 
-def test_a_machine_that_becomes_slower_is_believed_soon() -> None:
+@pytest.mark.parametrize("times", [0.5, 1.5, 3.0, 10.0])
+def test_a_machine_of_another_pace_is_believed_soon(times: float) -> None:
     cost = Cost(1e-4, 1e-8)
     for _ in range(50):
         cost.learn(0.010, 1, 65_536)
-    for _ in range(60):
-        cost.learn(0.020, 1, 65_536)
-    assert 0.018 < cost.predict(1, 65_536) < 0.021
+    for _ in range(40):
+        cost.learn(0.010 * times, 1, 65_536)
+    assert cost.predict(1, 65_536) == pytest.approx(0.010 * times, rel=0.1)
 
 
-def test_one_odd_measurement_changes_little() -> None:
+def test_it_is_a_mean_of_what_is_measured_since_waits_are_sums() -> None:
+    rng = random.Random(0)
+    cost = Cost(1e-4, 1e-8)
+    measured, predicted = [], []
+    for run in range(2000):
+        measured.append(0.010 * rng.lognormvariate(0, 0.25))
+        cost.learn(measured[-1], 1, 65_536)
+        if run > 100:
+            predicted.append(cost.predict(1, 65_536))
+    assert statistics.mean(predicted) == pytest.approx(statistics.mean(measured), rel=0.02)
+
+
+def test_odd_measurements_change_little() -> None:
     cost = Cost(1e-4, 1e-8)
     for _ in range(50):
         cost.learn(0.010, 1, 65_536)
     cost.learn(60.0, 1, 65_536)  # the machine slept
-    assert cost.predict(1, 65_536) < 0.011  # relative errors: to be short by two thirds is no great error
+    assert cost.predict(1, 65_536) < 0.011
+    cost.learn(60.0, 1, 65_536)  # two runs were under way
+    assert cost.predict(1, 65_536) < 0.014
+
+
+def test_what_a_batch_saves_is_remembered_longer_than_the_machines_pace() -> None:
+    cost = Cost(1e-4, 1e-8)
+    for images in (1, 8) * 100:
+        cost.learn(0.010 + 0.001 * images, 1, 65_536 * images)
+    for _ in range(200):  # only single pictures now, on a machine that is half as fast
+        cost.learn(2 * 0.011, 1, 65_536)
+    assert cost.predict(1, 8 * 65_536) == pytest.approx(2 * 0.018, rel=0.15)
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 10.0), st.integers(0, 10**7)), max_size=50))
@@ -73,13 +97,18 @@ def test_two_equations_solved_by_hand_are_solved_as_numpy_does(measurements: lis
     guess = np.array((1e-4, 1e-8))
     cost = Cost(*guess)
     square, product, scale = RIDGE * np.eye(2), np.full(2, RIDGE), np.ones(2)
+    pace, limit = 1.0, SURPRISE
     for number, (seconds, pixels) in enumerate(measurements):
         terms = guess * (1, pixels)
-        if number:
-            seconds = min(seconds, SURPRISE * float(terms @ scale))
-        terms = terms / seconds
-        square = MEMORY * square + (1 - MEMORY) * RIDGE * np.eye(2) + np.outer(terms, terms)
-        product = MEMORY * product + (1 - MEMORY) * RIDGE + terms
+        terms = terms / float(terms @ scale)
+        seen = seconds / float(guess * (1, pixels) @ scale)
+        if number and seen > limit * pace:
+            seen, limit = limit * pace, 2 * limit
+        else:
+            limit = SURPRISE
+        pace += max(1 - MEMORY, 1 / (number + 1)) * (seen - pace)
+        square = LONG_MEMORY * square + (1 - LONG_MEMORY) * RIDGE * np.eye(2) + np.outer(terms, terms)
+        product = LONG_MEMORY * product + (1 - LONG_MEMORY) * RIDGE + terms * seen / pace
         scale[:] = np.linalg.solve(square, product)
         low = scale < LEAST
         scale[low] = LEAST
@@ -87,5 +116,5 @@ def test_two_equations_solved_by_hand_are_solved_as_numpy_does(measurements: lis
             other = int(np.argmin(low))
             scale[other] = max(LEAST, (product[other] - square[0, 1] * LEAST) / square[other, other])
         cost.learn(seconds, 1, pixels)
-    assert cost.predict(1, 0) == pytest.approx(guess[0] * scale[0], rel=1e-6)
-    assert cost.predict(0, 1) == pytest.approx(guess[1] * scale[1], rel=1e-6)
+    assert cost.predict(1, 0) == pytest.approx(pace * guess[0] * scale[0], rel=1e-6)
+    assert cost.predict(0, 1) == pytest.approx(pace * guess[1] * scale[1], rel=1e-6)
