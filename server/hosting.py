@@ -49,10 +49,10 @@ class Guarded:
         self._late: ServiceError | None = None  # what whoever comes later gets, once all is over
         self._inside_gets: Callable[[], ServiceError] = _hangs
 
-    def check_admission(self) -> None:
+    def check_admission(self, priority: int = 0) -> None:
         if self._late is not None:
             raise NotReady(str(self._late), self._late.retry_after_s)
-        self.scheduler.check_admission()
+        self.scheduler.check_admission(priority)
 
     def worker_seconds(self, pixels: float) -> float:
         return self.scheduler.worker_seconds(pixels)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.errors import BadParameter
 from server.manifest import ClassName
+from server.priority import PRIORITIES
 
 MAY_REPEAT = {"classes"}
 
@@ -37,7 +38,11 @@ class Parameters(BaseModel):
         "one label map for the image, or no masks",
     )
     priority: int | None = Field(
-        None, ge=0, le=9, description="higher goes first in the queue; only for keys that hold 'priority'"
+        None,
+        ge=0,
+        le=PRIORITIES - 1,
+        description="higher goes first in the queue, and is not refused for who waits behind it; "
+        "only for keys that hold 'priority'",
     )
     timeout_ms: float | None = Field(
         None, gt=0, le=600_000, allow_inf_nan=False, description="give up with 504 after so many milliseconds"

@@ -117,16 +117,20 @@ class Pipeline:
         self._instances = Mean(10.0)
         self._input_pixels = Mean(250_000.0)
 
-    def check_admission(self, model: Served) -> None:
+    def check_admission(self, model: Served, priority: int) -> None:
         """Should a picture be let in now? Cheap: asked before a body is read and after.
+
+        Args:
+            priority: of its request; it waits only for what goes before it.
 
         Raises:
             NotReady, Draining: the model does not answer now.
             Overloaded: too many wait, or for too long; never while a worker and the engine are idle.
         """
         batcher = model.ready()[1]
-        check_wait(self._backlog.wait_s(), self._max_wait_s)  # for all that is inside, mostly more than for the engine
-        batcher.check_admission()
+        inside_s = self._backlog.wait_s(priority)  # for all steps of what is inside, mostly more than for the engine
+        check_wait(inside_s, self._max_wait_s)
+        batcher.check_admission(priority)
 
     async def segment(self, task: Task) -> Result:
         """A picture's instances, in the form its parameters ask for.
@@ -164,9 +168,10 @@ class Pipeline:
             content, instances = last(task, _Found(manifest, labels, made[0], answer))
             return _Done(content, instances, made[0].frame.size, answer, began, task.stages.clock())
 
-        with self._backlog.enter(self._expected_s(task)) as entry:
+        priority = task.parameters.priority or 0
+        with self._backlog.enter(self._expected_s(task), priority) as entry:
             try:
-                done = await scheduler.submit(make, finish, task.deadline, task.parameters.priority or 0)
+                done = await scheduler.submit(make, finish, task.deadline, priority)
             finally:
                 for placed in made:  # whatever came of it
                     self._decoded(task, placed)

@@ -28,8 +28,11 @@ State = Literal["loading", "ready", "failed", "closed"]
 class Batcher(Protocol):
     """Where pictures meet in batches: the `Scheduler` of this process, or the way to that of the engine process."""
 
-    def check_admission(self) -> None:
+    def check_admission(self, priority: int = 0) -> None:
         """
+        Args:
+            priority: of a request, which waits only for what goes before it.
+
         Raises:
             NotReady, Draining, Overloaded: a request that came now would be refused.
         """

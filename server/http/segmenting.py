@@ -78,7 +78,7 @@ class Segmenting:
                 "'masks' is for JSON; with 'Accept: image/png' the answer is a picture, leave one of them out"
             )
         self._gate.check()
-        self._pipeline.check_admission(model)
+        self._pipeline.check_admission(model, parameters.priority or 0)
         deadline = None if parameters.timeout_ms is None else record.stages.began + parameters.timeout_ms / 1000
         return Asked(model, parameters, deadline, drawn)
 
@@ -114,7 +114,7 @@ class Segmenting:
                 payloads = await self._pipeline.in_thread(Rank.DECODE, unpack, body, content_type, limits.max_images)
             del body
             record.stages.mark("receive")
-            self._pipeline.check_admission(model)  # again: others came while the body did
+            self._pipeline.check_admission(model, asked.parameters.priority or 0)  # others came while the body did
             if drawn and len(payloads) > 1:
                 raise BadRequest(f"an overlay is one picture, and {len(payloads)} were sent; send one, or ask for JSON")
             share = limits.max_response_bytes // len(payloads)

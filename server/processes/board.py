@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.priority import PRIORITIES
 from server.processes.arena import Window
 from server.repository import State
 from server.shared_file import shared_file
@@ -32,7 +33,7 @@ MODEL = np.dtype(
         ("engine", "S64"),
         ("note", "S512"),
         ("running_since", np.float64),  # 0.0: it does not
-        ("free_at", np.float64),  # when a job that came now would begin; 0.0: at once
+        ("free_at", np.float64, PRIORITIES),  # by priority, when a job that came now would begin; 0.0: at once
         ("hung", np.int64),  # the generation of the engine process in which it did; 0: never
     ]
 )

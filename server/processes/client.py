@@ -256,19 +256,19 @@ class RemoteBatcher:
     ) -> None:
         self._link = link
         self._workers = workers
-        self._free_at = board.models["free_at"][model : model + 1]
+        self._free_at = board.models["free_at"][model]
         self._model = model
         self._max_wait_s = max_wait_s
         self._clock = clock
 
-    def predicted_wait_s(self) -> float:
+    def predicted_wait_s(self, priority: int) -> float:
         """Seconds until a job that came now would begin, as the engine process last said; 0 when its engine is idle."""
-        free_at = float(self._free_at[0])
+        free_at = float(self._free_at[priority])
         return max(0.0, free_at - self._clock()) if free_at else 0.0
 
-    def check_admission(self) -> None:
+    def check_admission(self, priority: int = 0) -> None:
         _ = self._link.connection
-        check_wait(self.predicted_wait_s(), self._max_wait_s)
+        check_wait(self.predicted_wait_s(priority), self._max_wait_s)
 
     def worker_seconds(self, pixels: float) -> float:
         """Nothing: the engine process has workers of its own."""

@@ -115,8 +115,8 @@ class Engine:
     def _publish(self, model: int) -> None:
         batcher = self._models[model].batcher
         if isinstance(batcher, Guarded):
-            wait_s = batcher.scheduler.predicted_wait_s()
-            self._board.models["free_at"][model] = time.perf_counter() + wait_s if wait_s else 0.0
+            now, waits_s = time.perf_counter(), batcher.scheduler.predicted_waits_s()
+            self._board.models["free_at"][model] = [now + wait_s if wait_s else 0.0 for wait_s in waits_s]
 
     def _hear(self) -> None:
         """The supervisor introduces a front."""

@@ -3,17 +3,19 @@
 line.enter(item)      -> True: one more worker has something to do
 line.take(...)        -> what is to be run now, and who is too late
 line.over(ran)        -> True: again
-line.wait_s()         -> until a job that came now would begin
+line.wait_s(turn)     -> until a job of such an urgency would begin
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from server.errors import DeadlineExceeded, Draining, Overloaded
+from server.priority import PRIORITIES, urgency
 from server.scheduling.predictions import Predictions
 from server.scheduling.queue import Queue
 from server.scheduling.running import Item, Job, Ran
@@ -59,14 +61,29 @@ class Line:
         """Whether nothing waits and nothing runs."""
         return not len(self._queue) and not self._running
 
-    def wait_s(self) -> float:
-        """Predicted seconds until a job that came now would begin; 0 when there is room for one more run."""
+    def wait_s(self, turn: float = math.inf) -> float:
+        """Predicted seconds until a job would begin; 0 when there is room for one more run.
+
+        Args:
+            turn: its urgency; behind all others unless given.
+        """
         with self._lock:
             if not len(self._queue) and len(self._running) < self._slots:
                 return 0.0
-            images, pixels = len(self._queue), sum(item.pixels for item in self._queue)
+            ahead = self._queue.ahead_of(turn)
             running, now = list(self._running), self._clock()
-        return self._predictions.wait_s(images, pixels, running, now)
+        return self._predictions.wait_s(len(ahead), sum(item.pixels for item in ahead), running, now)
+
+    def waits_s(self) -> list[float]:
+        """By priority, predicted seconds until a job that came now would begin."""
+        waits: list[float] = []
+        now = self._clock()
+        while len(waits) < PRIORITIES:
+            turn = urgency(now, len(waits))
+            with self._lock:
+                next_to_run = not self._queue.ahead_of(turn)  # and so would be any of a higher one
+            waits += [self.wait_s(turn)] * (PRIORITIES - len(waits) if next_to_run else 1)
+        return waits
 
     def check_room(self) -> None:
         """
@@ -76,12 +93,15 @@ class Line:
         if len(self._queue) >= self._max_queue:
             raise Overloaded(f"{len(self._queue)} images wait, the limit", retry_after_s=self.wait_s())
 
-    def check_deadline(self, deadline: float, pixels: int) -> None:
+    def check_deadline(self, deadline: float, pixels: int, turn: float) -> None:
         """
+        Args:
+            turn: its urgency.
+
         Raises:
             DeadlineExceeded: it is sure to pass before an image of `pixels` is done.
         """
-        needed = self.wait_s() + self._predictions.image_seconds(pixels, alone=self.empty)
+        needed = self.wait_s(turn) + self._predictions.image_seconds(pixels, alone=self.empty)
         left = deadline - self._clock()
         if left <= 0 or needed > left:
             raise DeadlineExceeded(

@@ -4,8 +4,7 @@
     queue.push(Waiting(work=41, shape=(64, 64, 3), pixels=4096, since=0.0))
     queue.take(now=1.0, idle=2, worth=4)      # -> a batch for one of two idle workers, and who is too late
 
-The oldest goes first; a step of priority is worth a second of waiting, so nobody waits for ever. It knows neither
-threads nor tensors: work is anything.
+Turns go by age and priority (`server.priority`). It knows neither threads nor tensors: work is anything.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-W = TypeVar("W")
+from server.priority import urgency
 
-SECOND = 1.0  # of waiting that outweighs one step of priority
+W = TypeVar("W")
 
 
 @dataclass(eq=False, slots=True)
@@ -34,8 +33,8 @@ class Waiting(Generic[W]):
 
     @property
     def urgency(self) -> float:
-        """Lower goes first. It does not change while it waits, since everybody ages alike."""
-        return self.since - self.priority * SECOND
+        """See `server.priority`."""
+        return urgency(self.since, self.priority)
 
 
 class Queue(Generic[W]):
@@ -65,6 +64,10 @@ class Queue(Generic[W]):
             self._line.remove(item)
             return True
         return False
+
+    def ahead_of(self, turn: float) -> list[Waiting[W]]:
+        """Who goes before somebody of such an urgency."""
+        return self._line[: bisect.bisect_right(self._line, turn, key=lambda other: other.urgency)]
 
     def take(self, now: float, idle: int = 1, worth: int | None = None) -> tuple[list[Waiting[W]], list[Waiting[W]]]:
         """The next batch, and all whose deadline has passed. Both leave the queue.

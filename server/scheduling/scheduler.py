@@ -25,6 +25,7 @@ from server.errors import (
     ModelOutputInvalid,
     NotReady,
 )
+from server.priority import urgency
 from server.scheduling.backlog import check_wait
 from server.scheduling.line import Line
 from server.scheduling.predictions import GUESS_PIXEL_S, GUESS_RUN_S, Predictions
@@ -120,12 +121,15 @@ class Scheduler:
         """What the run of an image of `pixels` takes of the workers."""
         return self._predictions.image_seconds(pixels)
 
-    def predicted_wait_s(self) -> float:
-        """Seconds until a job that came now would begin; 0 when there is room for one more run."""
-        return self._line.wait_s()
+    def predicted_waits_s(self) -> list[float]:
+        """See `Line.waits_s`."""
+        return self._line.waits_s()
 
-    def check_admission(self) -> None:
+    def check_admission(self, priority: int = 0) -> None:
         """Should a request be let in now? Cheap: asked before a body is read, and again when it has come.
+
+        Args:
+            priority: of the request; it waits only for what goes before it.
 
         Raises:
             Draining: shutting down.
@@ -134,7 +138,7 @@ class Scheduler:
         if self._closing:
             raise _draining()
         self._line.check_room()
-        check_wait(self._line.wait_s(), self._max_wait_s)
+        check_wait(self._line.wait_s(urgency(self._clock(), priority)), self._max_wait_s)
 
     async def submit(
         self,
@@ -197,7 +201,7 @@ class Scheduler:
         line.check_room()
         pixels = int(shape[0] * shape[1])
         if asked.deadline is not None:
-            line.check_deadline(asked.deadline, pixels)
+            line.check_deadline(asked.deadline, pixels, urgency(asked.since, asked.priority))
         job = Job(picture, asked.finish, asked.future)
         line.enter(Waiting(job, shape, pixels, asked.since, asked.priority, asked.deadline))
         if self._delay_s and len(line) < self._max_batch:

@@ -417,6 +417,32 @@ def test_priority_is_only_for_keys_that_hold_it(open_client: Open, tmp_path: Pat
         assert client.post("/v1/segment?priority=9", content=png(), headers=headers).status_code == status
 
 
+def test_a_request_of_priority_is_not_refused_for_who_waits_behind_it(
+    open_client: Open, loader: FakeLoader, tmp_path: Path
+) -> None:
+    key = {"name": "a", "sha256": hashlib.sha256(b"a").hexdigest(), "may": ["segment", "metrics", "priority"]}
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [key]}))
+    client = open_client(keys=tmp_path / "keys.json", max_wait_ms=300, max_batch=1)
+    client.headers["authorization"] = "Bearer a"
+    loader.engine.delay_s = 0.2
+    with ThreadPoolExecutor(4) as pool:
+        crowd = [pool.submit(client.post, "/v1/segment", content=png()) for _ in range(4)]
+        assert [response.result().status_code for response in crowd] == [200] * 4  # so much is known of the engine
+        loader.engine.free.clear()
+        loader.engine.started.clear()
+        held = [pool.submit(client.post, "/v1/segment", content=png())]
+        loader.engine.started.wait(10)
+        time.sleep(loader.engine.delay_s)  # then it is about to be free, as far as is known
+        held += [pool.submit(client.post, "/v1/segment", content=png()) for _ in range(2)]
+        wait_until(lambda: metric(client, "seg_queue_depth") == 2)
+        assert_problem(client.post("/v1/segment", content=png()), 503, "overloaded")
+        assert_problem(client.post("/v1/segment?priority=0", content=png()), 503, "overloaded")
+        held.append(pool.submit(client.post, "/v1/segment?priority=1", content=png()))
+        wait_until(lambda: metric(client, "seg_queue_depth") == 3)
+        loader.engine.free.set()
+        assert [response.result().status_code for response in held] == [200] * 4
+
+
 def test_a_deadline_that_passes_is_a_504(client: TestClient, loader: FakeLoader) -> None:
     loader.engine.delay_s = 0.5
     began = time.monotonic()

@@ -257,11 +257,12 @@ def test_the_door_knows_the_wait_without_asking() -> None:
         batcher.check_admission()
         board.models["free_at"][0] = 100.4
         batcher.check_admission()
-        assert batcher.predicted_wait_s() == pytest.approx(0.4)
-        board.models["free_at"][0] = 101.0
+        assert batcher.predicted_wait_s(0) == pytest.approx(0.4)
+        board.models["free_at"][0] = [101.0, *[100.4] * 9]
         with pytest.raises(Overloaded, match="1000 ms of work wait") as caught:
             batcher.check_admission()
         assert caught.value.retry_after_s == pytest.approx(0.5)
+        batcher.check_admission(1)
         now[0] = 100.6
         batcher.check_admission()
         for sock in (ours, theirs):

@@ -284,6 +284,28 @@ def test_the_limit_of_requests_inside_and_a_quota_hold_over_all_fronts(
         assert (answers.count(200), answers.count(429)) == (5, 15)
 
 
+@pytest.mark.parametrize("engines", ["shared", "each"])
+def test_a_request_of_priority_is_let_into_a_crowd_that_it_passes(
+    bundles: Path, tmp_path: Path, engines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_DELAY_S", "0.2")
+    keys = [
+        {"name": name, "sha256": hashlib.sha256(name.encode()).hexdigest(), "may": ["segment", *more]}
+        for name, more in (("plain", ()), ("first", ("priority",)))
+    ]
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": keys}))
+    told: dict[str, Any] = {"keys": str(tmp_path / "keys.json"), "max_batch": 1, "max_wait_ms": 700}
+    with (
+        running(bundles, tmp_path, 2, engines=engines, **told) as server,
+        Load(server, 14, png(), Authorization="Bearer plain") as load,
+    ):
+        wait_until(lambda: load.count(200) > 8 and load.count(503) > 20)
+        plain = [server.ask(png(), Authorization="Bearer plain")[0] for _ in range(8)]
+        first = [server.ask(png(), path="/v1/segment?priority=9", Authorization="Bearer first")[0] for _ in range(8)]
+    assert plain.count(503) > 4
+    assert first == [200] * 8
+
+
 def test_every_line_of_every_process_is_whole_and_says_whose_it_is(bundles: Path, tmp_path: Path) -> None:
     with running(bundles, tmp_path, 3) as server:
         with Load(server, 12, b"no picture") as load:

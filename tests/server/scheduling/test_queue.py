@@ -51,6 +51,19 @@ def test_turns_are_taken_by_age_and_a_step_of_priority_is_a_second(specs: list[S
     assert [item.urgency for item in order] == sorted(item.urgency for item in order)
 
 
+@given(items, st.integers(0, 9))
+def test_who_goes_before_a_newcomer_is_known_before_it_comes(specs: list[Spec], priority: int) -> None:
+    patient = [(shape, priority, since, None) for shape, priority, since, _ in specs]
+    queue = filled(patient, max_batch=1)
+    newcomer: Waiting[int] = Waiting(-1, 1, 10, 10.0, priority)
+    ahead = queue.ahead_of(newcomer.urgency)
+    queue.push(newcomer)
+    order = []
+    while len(queue):
+        order += queue.take(100.0)[0]
+    assert ahead == order[: order.index(newcomer)]
+
+
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 16))
 def test_what_waits_is_split_over_the_idle_workers(waiting: int, idle: int, max_batch: int) -> None:
     queue = filled([(1, 0, 0, None)] * waiting, max_batch)

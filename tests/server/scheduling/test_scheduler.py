@@ -290,6 +290,39 @@ def test_a_predicted_wait_over_the_limit_is_refused_with_the_time_until_it_fits(
     run(story)
 
 
+def test_who_goes_before_the_others_is_not_refused_for_their_sake() -> None:
+    engine = Engine()
+    engine.free.clear()
+    now = [0.0]
+
+    async def story() -> None:
+        # two seconds a picture
+        scheduler = scheduler_of(engine, max_batch=1, max_wait_s=3.0, pace_s=2.0 / SIDE**2, clock=lambda: now[0])
+        tasks = [asyncio.create_task(ask(scheduler, 0))]
+        await asyncio.to_thread(engine.started.wait, 5)
+        tasks.append(asyncio.create_task(scheduler.submit(picture(1), number_of, None, 3)))
+        tasks.append(asyncio.create_task(scheduler.submit(picture(2), number_of)))
+        await asyncio.sleep(0)
+        waits = scheduler.predicted_waits_s()
+        assert waits == pytest.approx([6.0, 4.0, 4.0, 4.0, *[2.0] * 6], abs=0.01)
+        for priority in (0, 3):
+            with pytest.raises(Overloaded, match=f"{waits[priority] * 1000:.0f} ms of work wait"):
+                scheduler.check_admission(priority)
+        scheduler.check_admission(4)
+        with pytest.raises(DeadlineExceeded):
+            await scheduler.submit(picture(3), number_of, 5.0, 3)
+        tasks.append(asyncio.create_task(scheduler.submit(picture(3), number_of, 5.0, 4)))
+        await asyncio.sleep(0)
+        now[0] = 1.0
+        assert scheduler.predicted_waits_s()[1] == pytest.approx(2.0 * 4 - 1.0, abs=0.01)  # a second is worth a step
+        engine.free.set()
+        assert await asyncio.gather(*tasks) == [0, 1, 2, 3]
+        await scheduler.close(5)
+
+    run(story)
+    assert engine.batches == [[0], [3], [1], [2]]
+
+
 def test_after_the_load_stops_the_queue_admits_when_it_said_it_would() -> None:
     engine = Engine(delay_s=0.02)
 
