@@ -34,4 +34,5 @@ holds one is gone, so is the file, whichever way they died.
     spec.py        what the supervisor tells them      supervisor.py  who starts and ends whom
     child.py       how all begin                       outside.py     its port and its signals
     whole.py       a server with engines of its own    handing.py     connections go on to whoever is free
+    batcher.py     what a front predicts of the queue
 """

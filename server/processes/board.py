@@ -2,7 +2,7 @@
 
 Every field has one writer, is read at any time, and fits a machine word or harms nobody half-written (text for people).
 
-    models    the engine process: state, reason, since when it runs, when it will be free.  The supervisor: who hung
+    models    the engine process: state, reason, since when it runs, when it is free.  The supervisor: who hung
     processes each its own row: heartbeat, connections, requests inside, prepared; and its id, by the supervisor
     quotas    of keys; several writers, so there is a lock
 """
@@ -34,6 +34,8 @@ MODEL = np.dtype(
         ("note", "S512"),
         ("running_since", np.float64),  # 0.0: it does not
         ("free_at", np.float64, PRIORITIES),  # by priority, when a job that came now would begin; 0.0: at once
+        ("image_s", np.float64),  # that one more image adds to that
+        ("told_at", np.float64),  # when both were told
         ("hung", np.int64),  # the generation of the engine process in which it did; 0: never
     ]
 )

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import socket
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ from server.errors import DeadlineExceeded, EngineFailed, NotReady, Overloaded, 
 from server.processes.arena import Arena, Window
 from server.processes.board import Board
 from server.processes.wire import INTRODUCTION, Answered, Cancel, Failed, Free, Job, Message, Unpacker, pack
-from server.scheduling import Answer, Picture, check_wait
-from server.workers import Rank, Workers
+from server.scheduling import Answer, Picture
 
 log = logging.getLogger("maskserve")
 
@@ -234,60 +232,6 @@ class Link:
     def _on_lost(self, connection: Connection) -> None:
         if self._connection is connection:
             self._connection = None
-
-
-class RemoteBatcher:
-    """The `Batcher` of one model in a front.
-
-    Args:
-        workers: finish what comes back.
-        model: its place in the list of models.
-        max_wait_s: as in `Scheduler`: refuse when a job would wait longer.
-    """
-
-    def __init__(
-        self,
-        link: Link,
-        board: Board,
-        workers: Workers,
-        model: int,
-        max_wait_s: float,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._link = link
-        self._workers = workers
-        self._free_at = board.models["free_at"][model]
-        self._model = model
-        self._max_wait_s = max_wait_s
-        self._clock = clock
-
-    def predicted_wait_s(self, priority: int) -> float:
-        """Seconds until a job that came now would begin, as the engine process last said; 0 when its engine is idle."""
-        free_at = float(self._free_at[priority])
-        return max(0.0, free_at - self._clock()) if free_at else 0.0
-
-    def check_admission(self, priority: int = 0) -> None:
-        _ = self._link.connection
-        check_wait(self.predicted_wait_s(priority), self._max_wait_s)
-
-    def worker_seconds(self, pixels: float) -> float:
-        """Nothing: the engine process has workers of its own."""
-        return 0.0
-
-    async def submit(
-        self,
-        picture: Picture | Callable[[], Picture],
-        finish: Callable[[Answer], T],
-        deadline: float | None = None,
-        priority: int = 0,
-    ) -> T:
-        if not isinstance(picture, Picture):
-            picture = await self._workers.run(Rank.DECODE, picture)
-        answer = await self._link.connection.run(self._model, picture, deadline, priority)
-        return await self._workers.run(Rank.MASKS, finish, answer)
-
-    async def close(self, limit_s: float) -> None:
-        """Nothing: the connection is the link's, the queue the engine process's."""
 
 
 def _bytes(shape: tuple[int, ...], dtype: str) -> int:

@@ -115,8 +115,10 @@ class Engine:
     def _publish(self, model: int) -> None:
         batcher = self._models[model].batcher
         if isinstance(batcher, Guarded):
-            now, waits_s = time.perf_counter(), batcher.scheduler.predicted_waits_s()
-            self._board.models["free_at"][model] = [now + wait_s if wait_s else 0.0 for wait_s in waits_s]
+            row, line, now = self._board.models[model : model + 1], batcher.scheduler.line, time.perf_counter()
+            row["free_at"] = [now + wait_s if wait_s else 0.0 for wait_s in line.waits_s()]
+            row["image_s"] = line.image_wait_s()
+            row["told_at"] = now
 
     def _hear(self) -> None:
         """The supervisor introduces a front."""

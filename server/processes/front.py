@@ -11,9 +11,10 @@ from server.http.gate import Gate
 from server.http.serving import run_server
 from server.manifest import read_manifest
 from server.processes.accepting import turns_of
+from server.processes.batcher import RemoteBatcher
 from server.processes.board import BoardCondition, Inside, SharedBucket
 from server.processes.child import Child, run
-from server.processes.client import Link, RemoteBatcher
+from server.processes.client import Link
 from server.repository import check_digest
 from server.workers import Workers
 

@@ -85,6 +85,10 @@ class Line:
             waits += [self.wait_s(turn)] * (PRIORITIES - len(waits) if next_to_run else 1)
         return waits
 
+    def image_wait_s(self) -> float:
+        """Seconds that one more image, such as those seen lately, adds to the wait."""
+        return self._predictions.image_wait_s()
+
     def check_room(self) -> None:
         """
         Raises:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from server.scheduling.costs import Cost
+from server.scheduling.costs import Cost, Mean
 from server.scheduling.running import Ran
 
 GUESS_RUN_S, GUESS_PIXEL_S = 1e-4, 1e-8  # until a run was measured
+GUESS_PIXELS = 250_000  # of a network's input
 WASTE = 0.1  # share of a batch's time that its fixed cost may be; a larger batch is not worth waiting for
 OFTEN = 16  # runs of a size after which its cost is known
 
@@ -27,12 +28,14 @@ class Predictions:
         self._crowded, self._alone = Cost(run_s, pace_s), Cost(run_s, pace_s)
         self._max_batch = max_batch
         self._slots = slots
+        self._pixels = Mean(GUESS_PIXELS)
         self._tried = tried
         self._larger = 0  # runs of more than that
 
     def learn(self, ran: Ran) -> None:
         """From a run that did not fail."""
         seconds = ran.ended - ran.began
+        self._pixels.learn(ran.pixels / len(ran.items))
         self._of(ran.alone).learn(seconds, 1, ran.pixels)
         if ran.alone:
             return
@@ -48,6 +51,10 @@ class Predictions:
     def run_seconds(self, images: int, pixels: float) -> float:
         """What a crowded machine is expected to take for `images` in batches as they are worth it."""
         return self._crowded.predict(images / self.worth(pixels / max(1, images)), pixels)
+
+    def image_wait_s(self) -> float:
+        """Seconds that one more image, such as those seen lately, adds to the wait."""
+        return self.run_seconds(1, self._pixels.value) / self._slots
 
     def worth(self, pixels: float) -> int:
         """Images of `pixels` in a batch whose fixed cost is no more than `WASTE` of it, as far as is known."""

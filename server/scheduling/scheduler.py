@@ -105,7 +105,7 @@ class Scheduler:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._predictions = Predictions(run_s, pace_s, max_batch, slots, tried)
-        self._line = Line(
+        self.line = Line(
             Queue(max_batch, max_batch_pixels),
             self._predictions,
             max_queue=max_queue,
@@ -121,10 +121,6 @@ class Scheduler:
         """What the run of an image of `pixels` takes of the workers."""
         return self._predictions.image_seconds(pixels)
 
-    def predicted_waits_s(self) -> list[float]:
-        """See `Line.waits_s`."""
-        return self._line.waits_s()
-
     def check_admission(self, priority: int = 0) -> None:
         """Should a request be let in now? Cheap: asked before a body is read, and again when it has come.
 
@@ -137,8 +133,8 @@ class Scheduler:
         """
         if self._closing:
             raise _draining()
-        self._line.check_room()
-        check_wait(self._line.wait_s(urgency(self._clock(), priority)), self._max_wait_s)
+        self.line.check_room()
+        check_wait(self.line.wait_s(urgency(self._clock(), priority)), self._max_wait_s)
 
     async def submit(
         self,
@@ -174,7 +170,7 @@ class Scheduler:
                 self._workers.put(Rank.DECODE, functools.partial(self._prepare, picture, asked))
             return await future
         except asyncio.CancelledError:
-            self._line.leave(future)
+            self.line.leave(future)
             raise
         finally:
             self._unanswered -= 1
@@ -187,7 +183,7 @@ class Scheduler:
         try:
             await asyncio.wait_for(self._drained.wait(), limit_s)
         except TimeoutError:
-            waited, stuck = self._line.close()
+            waited, stuck = self.line.close()
             for item in waited:
                 fail(item, Draining("the server shut down before this image's turn", retry_after_s=1.0))
             for item in stuck:
@@ -197,7 +193,7 @@ class Scheduler:
 
     def _enter(self, picture: Picture, asked: _Asked) -> None:
         """Put a picture into the queue, and have a worker look at it."""
-        line, shape = self._line, picture.tensor.shape
+        line, shape = self.line, picture.tensor.shape
         line.check_room()
         pixels = int(shape[0] * shape[1])
         if asked.deadline is not None:
@@ -211,7 +207,7 @@ class Scheduler:
 
     def _call_worker(self) -> None:
         """Ask for a worker where one more would have something to do."""
-        if self._line.calls():
+        if self.line.calls():
             self._workers.put(Rank.RUN, self._pull)
 
     # ---- in a worker ----
@@ -226,12 +222,12 @@ class Scheduler:
 
     def _pull(self) -> None:
         """Take what is to run now, run it, and ask for a worker again while anything waits."""
-        first, late = self._line.take(self._is_alone)
+        first, late = self.line.take(self._is_alone)
         if late:
             tell(self._loop, self._told_late, late)
         run = self._run_alone if first.alone and self._run_alone is not None else self._run
         runs = run_halving(run, self._run, first, self._clock) if first.items else []
-        self._line.over(first)
+        self.line.over(first)
         self._call_worker()
         if not runs:
             return
@@ -291,7 +287,7 @@ class Scheduler:
         self._tell_drained()
 
     def _tell_drained(self) -> None:
-        if self._closing and not self._unanswered and self._line.empty:
+        if self._closing and not self._unanswered and self.line.empty:
             self._drained.set()
 
 

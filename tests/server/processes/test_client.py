@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 
 from server.errors import DeadlineExceeded, NotReady, Overloaded
 from server.processes.board import Board, make_board
-from server.processes.client import Connection, Link, RemoteBatcher
+from server.processes.client import Connection
 from server.processes.serving import Front
 from server.repository import Known, Served
 from server.scheduling import Answer
 from server.shared_file import shared_file
-from server.workers import Workers
 from tests.server.scheduling.test_scheduler import SIDE, Engine, picture, scheduler_of
 
 
@@ -241,32 +240,3 @@ def test_nonsense_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
 
     run(story)
     assert "nonsense" in caplog.text
-
-
-def test_the_door_knows_the_wait_without_asking() -> None:
-    async def story() -> None:
-        file = make_board(1, 1, 0)
-        board = Board(file, 1, 1, 0)
-        ours, theirs = socket.socketpair()
-        link = Link(board, ours)
-        now = [100.0]
-        batcher = RemoteBatcher(link, board, Workers(1), 0, max_wait_s=0.5, clock=lambda: now[0])
-        with pytest.raises(NotReady):
-            batcher.check_admission()
-        link._connection = object()  # type: ignore[assignment]
-        batcher.check_admission()
-        board.models["free_at"][0] = 100.4
-        batcher.check_admission()
-        assert batcher.predicted_wait_s(0) == pytest.approx(0.4)
-        board.models["free_at"][0] = [101.0, *[100.4] * 9]
-        with pytest.raises(Overloaded, match="1000 ms of work wait") as caught:
-            batcher.check_admission()
-        assert caught.value.retry_after_s == pytest.approx(0.5)
-        batcher.check_admission(1)
-        now[0] = 100.6
-        batcher.check_admission()
-        for sock in (ours, theirs):
-            sock.close()
-        os.close(file)
-
-    run(story)

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -304,6 +305,25 @@ def test_a_request_of_priority_is_let_into_a_crowd_that_it_passes(
         first = [server.ask(png(), path="/v1/segment?priority=9", Authorization="Bearer first")[0] for _ in range(8)]
     assert plain.count(503) > 4
     assert first == [200] * 8
+
+
+@pytest.mark.parametrize("engines", ["shared", "each"])
+def test_a_crowd_that_was_refused_is_not_let_in_all_at_once(
+    bundles: Path, tmp_path: Path, engines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_DELAY_S", "0.2")
+    waits_ms: list[int] = []
+    with (
+        running(bundles, tmp_path, 2, engines=engines, max_batch=1, max_wait_ms=700) as server,
+        Load(server, 14, png()) as load,
+    ):
+        wait_until(lambda: load.count(200) > 15 and load.count(503) > 20)  # what came before the cost was known is done
+        while len(waits_ms) < 40:
+            status, answer = server.ask(png())
+            if status == 503:
+                waits_ms.append(int(re.match(r"\d+", answer["detail"])[0]))  # type: ignore[index]
+            time.sleep(0.05)
+    assert max(waits_ms) < 700 + 3 * 200
 
 
 def test_every_line_of_every_process_is_whole_and_says_whose_it_is(bundles: Path, tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_who_goes_before_the_others_is_not_refused_for_their_sake() -> None:
         tasks.append(asyncio.create_task(scheduler.submit(picture(1), number_of, None, 3)))
         tasks.append(asyncio.create_task(scheduler.submit(picture(2), number_of)))
         await asyncio.sleep(0)
-        waits = scheduler.predicted_waits_s()
+        waits = scheduler.line.waits_s()
         assert waits == pytest.approx([6.0, 4.0, 4.0, 4.0, *[2.0] * 6], abs=0.01)
         for priority in (0, 3):
             with pytest.raises(Overloaded, match=f"{waits[priority] * 1000:.0f} ms of work wait"):
@@ -314,7 +314,7 @@ def test_who_goes_before_the_others_is_not_refused_for_their_sake() -> None:
         tasks.append(asyncio.create_task(scheduler.submit(picture(3), number_of, 5.0, 4)))
         await asyncio.sleep(0)
         now[0] = 1.0
-        assert scheduler.predicted_waits_s()[1] == pytest.approx(2.0 * 4 - 1.0, abs=0.01)  # a second is worth a step
+        assert scheduler.line.waits_s()[1] == pytest.approx(2.0 * 4 - 1.0, abs=0.01)  # a second is worth a step
         engine.free.set()
         assert await asyncio.gather(*tasks) == [0, 1, 2, 3]
         await scheduler.close(5)
