@@ -178,6 +178,8 @@ class Repository:
                 if str(model.version) == version:
                     return model
             raise UnknownVersion(f"'{name}' has the versions {', '.join(str(model.version) for model in versions)}")
+        if len(versions) == 1:
+            return versions[0]
         return max(versions, key=lambda model: (model.condition.state == "ready", model.version))
 
     def fail(self, model: Served, error: Exception) -> None:

@@ -10,6 +10,7 @@ request id: the same request is chosen in every process that shares the id and t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
@@ -64,6 +65,7 @@ class Record:
     images: list[Picture] = field(default_factory=list)
 
 
+@functools.lru_cache(maxsize=64)  # clients ask for few
 def segmentation(path: str) -> tuple[str | None, Target | None]:
     """The template of a segmentation path, and what it names, unless a name is empty; None twice for other paths."""
     match = SEGMENT_PATH.fullmatch(path)

@@ -57,7 +57,7 @@ class Envelope:
             record.status, record.response_bytes = reply.status, len(reply.body)
             self._count(record)
             self._log(record, scope)
-            return reply._replace(headers=[*reply.headers, _marked(record)])
+            return Reply(reply.status, [*reply.headers, _marked(record)], reply.body)
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -106,6 +106,8 @@ class Handing:
             return None
         self._evened = now
         connected = self._rows["connections"]
+        if connections - 2 < min(connected.tolist()):
+            return None
         fewer = (connected <= connections - 2) & (inside <= here) & self._awake(now)
         return _least(fewer, connected) if fewer.any() else None
 
