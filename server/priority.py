@@ -1,9 +1,11 @@
 """Whose turn it is: the oldest goes first, a step of priority is worth a second of waiting, so nobody waits for ever.
 
-arrived   priority   urgency
-10.0 s        0        10.0     second
-11.5 s        0        11.5     third
-12.0 s        3         9.0     first
+    arrived   priority   urgency
+    10.0 s        0        10.0     second
+    11.5 s        0        11.5     third
+    12.0 s        3         9.0     first
+
+Turns in the queue, predicted waits and deadlines all go by it.
 """
 
 from __future__ import annotations
