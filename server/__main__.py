@@ -51,11 +51,12 @@ def serve(settings: Settings) -> int:
     Raises:
         StartupError: it cannot start.
     """
+    from server.giving_way import give_way
     from server.http.app import create_app
     from server.http.serving import run_server
 
     try:
-        app = create_app(settings)
+        app = create_app(settings, on_settled=give_way)
         lines = f"{settings.log_share * 100:g} % of the successful requests get a line here, failed ones always"
         log.info("%s (--log-sample, --log-format)", lines)
         return run_server(app, settings)

@@ -57,11 +57,12 @@ class Backend(Protocol):
         """After the last one."""
 
 
-def create_app(settings: Settings, load: Load = load) -> Application:
+def create_app(settings: Settings, load: Load = load, *, on_settled: Callable[[], None] = lambda: None) -> Application:
     """The whole server in one process.
 
     Args:
         load: from a bundle's folder and what is wanted of engines to a proven one.
+        on_settled: called on the event loop when every model is ready, or has failed.
 
     Raises:
         BadManifest: there is no bundle to serve.
@@ -71,7 +72,7 @@ def create_app(settings: Settings, load: Load = load) -> Application:
     log.info("found %s in %s", ", ".join("/".join(model.key) for model in repository.models), settings.bundles)
     metrics = Metrics()
     workers = Workers(settings.threads or usable_cores())
-    hosting = Hosting(settings, repository, metrics, load, workers=workers)
+    hosting = Hosting(settings, repository, metrics, load, workers=workers, on_settled=on_settled)
     return assemble(settings, repository, metrics, Gate(settings.queue_limit), hosting, workers)
 
 

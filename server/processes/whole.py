@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 
 from server.cores import share_of_cores, usable_cores
+from server.giving_way import give_way
 from server.hosting import Hosting, Load
 from server.http.app import assemble
 from server.http.gate import Gate
@@ -26,8 +27,9 @@ def work(child: Child) -> int:
     cores = settings.threads or usable_cores()
     inside = Inside(board, spec.number)
 
-    def publish() -> None:
+    def settled() -> None:
         """Before /readyz says yes: until then the others may take connections and say no."""
+        give_way()
         board.fronts["prepared"][spec.number] = 1
 
     workers = Workers(share_of_cores(cores, spec.fronts))
@@ -39,7 +41,7 @@ def work(child: Child) -> int:
         workers=workers,
         threads=cores,
         crowded=lambda: inside.total() > 1,
-        on_settled=publish,
+        on_settled=settled,
     )
     app = assemble(
         settings,
